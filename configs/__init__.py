@@ -1,0 +1,1 @@
+"""One configuration file for each experiment; `--config.field=value` overrides a field."""

@@ -1,0 +1,34 @@
+"""The fields of a VAE experiment and their defaults; the other VAE configs start from here."""
+
+import ml_collections
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    # Data.
+    config.dataset = "mnist"
+    config.data_dir = ""  # TFDS's default folder, or TFDS_DATA_DIR
+    config.binarization = "static_bernoulli"
+    # Model.
+    config.architecture = "linear1"
+    config.units = 200  # Bernoulli units per stochastic layer
+    # Gradient estimator.
+    config.estimator = "relaxed_rebar"
+    config.temperature = 0.5
+    config.coupled = True
+    config.hidden_units = (200, 200)  # of the control-variate network
+    # Optimisation.
+    config.steps = 100_000
+    config.batch_size = 24
+    config.learning_rate = 1e-3
+    config.beta_2 = 0.999
+    config.control_variate_learning_rate = 1e-3
+    config.control_variate_weight_decay = 0.0
+    config.warmup_steps = 0  # in which only the control variate trains
+    config.seed = 0
+    # Execution.
+    config.log_every = 5_000  # steps between rows of metrics.csv, and between checkpoints
+    config.jit_compile = True
+    config.steps_per_execution = 50
+    config.verbose = 1
+    return config

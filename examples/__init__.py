@@ -1,0 +1,1 @@
+"""Runnable examples, and the code they share."""

@@ -1,0 +1,46 @@
+"""Figures of the examples, drawn with matplotlib."""
+
+import pathlib
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+
+def elbo_curves(path: pathlib.Path, rows: list[dict[str, float]]) -> None:
+    """Training and validation ELBO, and the second moments, against the step."""
+    moments = [name for name in rows[-1] if name.endswith("second_moment")]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, label in (("train_elbo", "training"), ("validation_elbo", "validation")):
+        left.plot([row["step"] for row in rows], [row[name] for row in rows], label=label)
+    left.set(xlabel="step", ylabel="ELBO (nats)")
+    left.legend()
+    for name in moments:
+        right.semilogy([row["step"] for row in rows], [row[name] for row in rows], label=name)
+    right.set(xlabel="step", ylabel="second moment of the gradient estimate")
+    right.legend()
+    _save(figure, path)
+
+
+def image_rows(
+    path: pathlib.Path, rows: dict[str, np.ndarray], image_shape: tuple[int, int]
+) -> None:
+    """Rows of images, `[count, height * width]` in [0, 1] each, with a label at their left."""
+    count = len(next(iter(rows.values())))
+    figure, axes = plt.subplots(
+        len(rows), count, figsize=(count, len(rows) + 0.2), squeeze=False, layout="constrained"
+    )
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(label, fontsize=8)
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image.reshape(image_shape), cmap="gray_r", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: pathlib.Path) -> None:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,23 @@
+"""relax_tf: train through discrete and black-box random choices, with RELAX, in Keras 3."""
+
+from relax_tf.requirements import check_requirements
+
+check_requirements()
+
+from relax_tf import control_variates, distributions, estimators, losses  # noqa: E402
+from relax_tf.layers import StochasticBinaryLayer  # noqa: E402
+from relax_tf.models import ModelEstimate, RelaxModel  # noqa: E402
+from relax_tf.optimizers import RelaxOptimizer  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ModelEstimate",
+    "RelaxModel",
+    "RelaxOptimizer",
+    "StochasticBinaryLayer",
+    "control_variates",
+    "distributions",
+    "estimators",
+    "losses",
+]

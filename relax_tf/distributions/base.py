@@ -1,0 +1,109 @@
+"""What an estimator asks of a distribution."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from relax_tf.distributions import noise
+
+
+class Draw(NamedTuple):
+    """One joint draw: the hard sample `b = H(z)` and the continuous variable `z` behind it.
+
+    `b` is a value of the distribution's support, exactly what a cost receives.
+    """
+
+    b: tf.Tensor
+    z: tf.Tensor
+
+
+def at_least_float32(value: Any, name: str) -> tf.Tensor:
+    """`value` as a float32 or float64 tensor: estimates are never computed in half precision."""
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`{name}` must be convertible to a floating-point tensor. Received: {value!r}"
+        ) from error
+    if not tensor.dtype.is_floating:
+        raise TypeError(f"`{name}` must have a floating-point dtype. Received: {tensor.dtype.name}")
+    return tensor if tensor.dtype == tf.float64 else tf.cast(tensor, tf.float32)
+
+
+def over_event(per_example: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Appends axes to `[batch]` so that it broadcasts over the event axes of `like`."""
+    missing = like.shape.rank - per_example.shape.rank
+    return tf.reshape(per_example, tf.concat([tf.shape(per_example), [1] * missing], 0))
+
+
+def sum_event(value: tf.Tensor, batch_rank: int = 1) -> tf.Tensor:
+    """Sums everything but the first `batch_rank` axes."""
+    return tf.reduce_sum(value, axis=list(range(batch_rank, value.shape.rank)))
+
+
+class Distribution:
+    """Base of the distributions that estimators differentiate with respect to `theta`.
+
+    A subclass is a small immutable object around `theta`, shape `[batch, *event]`. It tells how
+    to draw, and the derivatives that equations 7 and 10 of the paper are made of. Every formula
+    is per coordinate or per example and free of state.
+    """
+
+    theta: Any
+
+    def __init__(self, theta: tf.Tensor):
+        if theta.shape.rank is None or theta.shape.rank < 1:
+            raise ValueError(
+                "distribution parameters need shape [batch, *event] with a batch axis. "
+                f"Received shape: {theta.shape}"
+            )
+        self.theta = theta
+
+    @property
+    def dtype(self) -> tf.DType:
+        return tf.nest.flatten(self.theta)[0].dtype
+
+    @property
+    def shape(self) -> tf.TensorShape:
+        """Static shape of one sample, `[batch, *event]`."""
+        return tf.nest.flatten(self.theta)[0].shape
+
+    def with_theta(self, theta: Any) -> "Distribution":
+        """The same family with other parameters."""
+        raise NotImplementedError
+
+    def map_theta(self, function: Callable[[tf.Tensor], tf.Tensor]) -> "Distribution":
+        return self.with_theta(tf.nest.map_structure(function, self.theta))
+
+    def detached(self) -> "Distribution":
+        """The same distribution, through which no gradient reaches the model."""
+        return self.map_theta(tf.stop_gradient)
+
+    def noise(self, seed: Any = None, sample_shape: tuple[int, ...] = ()) -> tf.Tensor:
+        """Draws the parameter-free noise of `z`, shape `[*sample_shape, batch, *event]`."""
+        raise NotImplementedError
+
+    def from_noise(self, eps: tf.Tensor) -> Draw:
+        """The draw that this noise stands for under this `theta`."""
+        raise NotImplementedError
+
+    def draw(self, seed: Any = None, sample_shape: tuple[int, ...] = ()) -> Draw:
+        """Draws `(b, z)` jointly, each of shape `[*sample_shape, batch, *event]`.
+
+        Args:
+            seed: see `relax_tf.distributions.noise.make_seed`: None, an integer, a
+                `keras.random.SeedGenerator` or a stateless seed.
+            sample_shape: leading axes of independent draws.
+        """
+        return self.from_noise(self.noise(seed, sample_shape))
+
+    def _noise_shape(self, sample_shape: tuple[int, ...]) -> tf.TensorShape | tf.Tensor:
+        shape = tf.TensorShape(sample_shape).concatenate(self.shape)
+        if shape.is_fully_defined():
+            return shape
+        leaf = tf.nest.flatten(self.theta)[0]
+        return tf.concat([tf.constant(sample_shape, tf.int32), tf.shape(leaf)], 0)
+
+    def _seed(self, seed: Any) -> tf.Tensor:
+        return noise.make_seed(seed)

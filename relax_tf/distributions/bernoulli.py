@@ -1,0 +1,137 @@
+"""Bernoulli variables as thresholded logistic ones: `b = 1[z > 0]`, `z = theta + logit(u)`."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from relax_tf.distributions import noise
+from relax_tf.distributions.base import Distribution, Draw, at_least_float32, sum_event
+
+tfd = tfp.distributions
+
+
+class Bernoulli(Distribution):
+    """Independent binary variables with logits `theta`, for gradient estimation.
+
+    Args:
+        logits: `theta = log p(b=1) / p(b=0)`, shape `[batch, *event]`, any floating dtype;
+            computations are in float32 at least.
+        support: the pair of values that the cost sees for the indicator's 0 and 1. It relabels
+            samples and changes nothing else.
+
+    Raises:
+        TypeError: if `logits` are not floating point.
+        ValueError: if `logits` lack a batch axis or `support` is not an increasing pair of finite
+            numbers.
+
+    Example:
+
+    >>> dist = relax_tf.distributions.Bernoulli(tf.zeros([2, 3]), support=(-1, 1))
+    >>> b, z = dist.draw(seed=0)
+    >>> bool(tf.reduce_all(b == tf.sign(z)))
+    True
+    """
+
+    def __init__(self, logits: Any, support: tuple[float, float] = (0, 1)):
+        super().__init__(at_least_float32(logits, "logits"))
+        self.support = check_support(support)
+
+    @property
+    def logits(self) -> tf.Tensor:
+        return self.theta
+
+    def with_theta(self, theta: tf.Tensor) -> "Bernoulli":
+        return Bernoulli(theta, self.support)
+
+    # Samples.
+
+    def noise(self, seed: Any = None, sample_shape: tuple[int, ...] = ()) -> tf.Tensor:
+        return noise.logistic(self._noise_shape(sample_shape), self.dtype, self._seed(seed))
+
+    def from_noise(self, eps: tf.Tensor) -> Draw:
+        z = self.theta + eps
+        return Draw(self.harden(z), z)
+
+    def harden(self, z: tf.Tensor) -> tf.Tensor:
+        """`H(z) = 1[z > 0]`, in the support."""
+        return self._label(tf.cast(z > 0, self.dtype))
+
+    def relax(self, z: tf.Tensor, temperature: float | tf.Tensor) -> tf.Tensor:
+        """The Concrete relaxation of `H` (eq. 4), `sigmoid(z / temperature)` in the support."""
+        return self._label(tf.sigmoid(z / temperature))
+
+    def mean(self) -> tf.Tensor:
+        """`E[b]` in the support, shape `[batch, *event]`."""
+        return self._label(tf.sigmoid(self.theta))
+
+    def indicator(self, b: tf.Tensor) -> tf.Tensor:
+        """The 0/1 indicator (or its relaxation) behind a value of the support."""
+        lo, hi = self.support
+        return (tf.cast(b, self.dtype) - lo) / (hi - lo)
+
+    def _label(self, indicator: tf.Tensor) -> tf.Tensor:
+        lo, hi = self.support
+        return lo + (hi - lo) * indicator
+
+    # Derivatives with respect to theta.
+
+    def score(self, b: tf.Tensor) -> tf.Tensor:
+        """`d log p(b|theta) / d theta = b - sigmoid(theta)`, shape of `b`."""
+        return self.indicator(b) - tf.sigmoid(self.theta)
+
+    def reparameterization_vjp(self, z: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        """`(dz / d theta)^T w`: `z = theta + logit(u)` makes it `w`."""
+        del z
+        return w
+
+    def conditional_vjp(self, b: tf.Tensor, z_tilde: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        """`(dz_tilde / d theta)^T w` where `z_tilde ~ p(z|b)` keeps its own noise fixed.
+
+        The inverse CDF of the truncated logistic, differentiated in closed form:
+        `dz_tilde / d theta = (1 - exp(-|z_tilde|)) p(b|theta)`. Far from the threshold the
+        truncation is felt with the full probability of `b`; at the threshold not at all.
+        """
+        theta = self.theta
+        prob_b = tf.where(self.indicator(b) > 0.5, tf.sigmoid(theta), tf.sigmoid(-theta))
+        return -tf.math.expm1(-tf.abs(z_tilde)) * prob_b * w
+
+    def conditional_draw(self, b: tf.Tensor, seed: Any = None) -> tf.Tensor:
+        """Draws `z_tilde ~ p(z|b)` with noise of its own, shape of `b`.
+
+        In logit space: `softplus(logit(v) + softplus(theta))` for `b = 1`, and its mirror image
+        for `b = 0`. No clipping, no logarithm of a rounded probability.
+        """
+        theta = self.theta
+        logit_v = noise.logistic(tf.shape(b), self.dtype, self._seed(seed))
+        positive = tf.math.softplus(logit_v + tf.math.softplus(theta))
+        negative = -tf.math.softplus(logit_v + tf.math.softplus(-theta))
+        return tf.where(self.indicator(b) > 0.5, positive, negative)
+
+    # Information, in nats, summed over the event.
+
+    def log_prob(self, b: tf.Tensor) -> tf.Tensor:
+        """`log p(b|theta)`, shape `[..., batch]`; linear between the two values of the support."""
+        log_prob = tfd.Bernoulli(logits=self.theta).log_prob(self.indicator(b))
+        return sum_event(log_prob, 1 + log_prob.shape.rank - self.theta.shape.rank)
+
+    def kl_divergence(self, other: "Bernoulli") -> tf.Tensor:
+        """`KL(self || other)`, shape `[batch]`."""
+        p, q = tfd.Bernoulli(logits=self.theta), tfd.Bernoulli(logits=other.theta)
+        return sum_event(tfd.kl_divergence(p, q))
+
+
+def check_support(support: Any) -> tuple[float, float]:
+    """The support as a pair of floats, or a ValueError."""
+    try:
+        lo, hi = (float(value) for value in support)
+        valid = np.isfinite([lo, hi]).all() and lo < hi
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            "`support` must be a pair of finite numbers (low, high) with low < high, such as "
+            f"(0, 1) or (-1, 1). Received: {support!r}"
+        )
+    return lo, hi

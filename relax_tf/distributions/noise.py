@@ -1,0 +1,61 @@
+"""Seeds and reparameterisation noise: `z = theta + noise`.
+
+All noise comes from the counter-based Philox generator, which is the same number with and without
+XLA and, on CPU under XLA, about twenty times faster than TensorFlow's default choice.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+_PHILOX = "philox"
+
+
+def make_seed(seed: object = None) -> tf.Tensor:
+    """Turns what users call a seed into a stateless seed, an int32 tensor of shape `[2]`.
+
+    Args:
+        seed: `None` (fresh noise at every call, also inside a `tf.function`; governed by
+            `keras.utils.set_random_seed`), an integer (the same noise at every call), a
+            `keras.random.SeedGenerator` (its next value) or an integer tensor of shape `[2]`.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if seed is None:
+        return tfp.random.sanitize_seed(None)
+    if isinstance(seed, keras.random.SeedGenerator):
+        return tf.cast(seed.next(), tf.int32)
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
+        low, high = int(seed) & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF
+        return tf.constant(np.array([low, high], np.uint32).view(np.int32))
+    if tf.is_tensor(seed) or isinstance(seed, np.ndarray):
+        tensor = tf.convert_to_tensor(seed)
+        if tensor.dtype.is_integer and tensor.shape.is_compatible_with([2]):
+            return tf.cast(tensor, tf.int32)
+    raise TypeError(
+        "`seed` must be None, an integer, a keras.random.SeedGenerator or an integer tensor of "
+        f"shape [2]. Received: {seed!r} (of type {type(seed).__name__})"
+    )
+
+
+def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
+    """A new seed, independent of `seed` and different for each integer `data`."""
+    return tf.random.experimental.stateless_fold_in(seed, data, alg=_PHILOX)
+
+
+def uniform(shape: tf.TensorShape | tf.Tensor, dtype: tf.DType, seed: tf.Tensor) -> tf.Tensor:
+    """Uniform noise on the open interval (0, 1): never 0, never 1, symmetric about 1/2.
+
+    The generator returns the multiples of the machine epsilon in [0, 1); half an epsilon moves
+    them to the midpoints, which are exact in `dtype`.
+    """
+    u = tf.random.stateless_uniform(shape, seed, dtype=dtype, alg=_PHILOX)
+    return u + np.finfo(dtype.as_numpy_dtype).eps / 2
+
+
+def logistic(shape: tf.TensorShape | tf.Tensor, dtype: tf.DType, seed: tf.Tensor) -> tf.Tensor:
+    """Standard logistic noise, `logit(u) = log(u) - log(1 - u)`."""
+    u = uniform(shape, dtype, seed)
+    return tf.math.log(u) - tf.math.log1p(-u)

@@ -1,0 +1,101 @@
+"""Gradient estimators for `d E[f(b)] / d theta`: classes, and a registry of short names.
+
+`relax_tf.estimators.get("relax")` is the shortest way to one; `serialize` and `deserialize`
+follow Keras. Every estimator has the method `estimate(dist, cost, ...)`.
+"""
+
+from typing import Any
+
+import keras
+
+from relax_tf.estimators.base import Estimator
+from relax_tf.estimators.estimate import Estimate
+from relax_tf.estimators.pathwise import Concrete, StraightThrough
+from relax_tf.estimators.relax import Rebar, Relax, RelaxedRebar, relax_gradient
+from relax_tf.estimators.score_function import Reinforce, score_function_gradient
+
+_BY_ID = {
+    "concrete": Concrete,
+    "rebar": Rebar,
+    "reinforce": Reinforce,
+    "relax": Relax,
+    "relaxed_rebar": RelaxedRebar,
+    "straight_through": StraightThrough,
+}
+
+
+def get(identifier: str | dict[str, Any] | Estimator) -> Estimator:
+    """An estimator from its id, its config or itself.
+
+    Args:
+        identifier: an id such as `"relax"` (a new estimator with the default settings), a config
+            as `serialize` returns it, `{"class_name": "relax", "config": {...}}` with an id in
+            place of the class, or an `Estimator`, which is returned as it is.
+
+    Raises:
+        ValueError: for an unknown id.
+        TypeError: for anything else.
+
+    Example:
+
+    >>> relax_tf.estimators.get({"class_name": "rebar", "config": {"temperature": 0.1}}).coupled
+    True
+    """
+    if isinstance(identifier, Estimator):
+        return identifier
+    if isinstance(identifier, str):
+        return _class_of(identifier)()
+    if isinstance(identifier, dict):
+        return deserialize(identifier)
+    raise TypeError(
+        "an estimator is named by its id, its config or an Estimator instance. "
+        f"Received: {identifier!r} (of type {type(identifier).__name__})"
+    )
+
+
+def serialize(estimator: Estimator) -> dict[str, Any]:
+    """The estimator's configuration, as Keras serialises objects (without learned values)."""
+    return keras.saving.serialize_keras_object(estimator)
+
+
+def deserialize(
+    config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+) -> Estimator:
+    """An estimator from what `serialize` returned, or from `{"class_name": id, "config": {}}`."""
+    class_name = config.get("class_name")
+    if class_name is None:
+        raise ValueError(
+            "an estimator's config needs the keys 'class_name' and 'config'. "
+            f"Received: {config!r}"
+        )
+    if "module" not in config:
+        return _class_of(class_name).from_config(config.get("config", {}))
+    estimator = keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
+    if not isinstance(estimator, Estimator):
+        raise TypeError(f"the config does not describe an Estimator. Received: {config!r}")
+    return estimator
+
+
+def _class_of(identifier: str) -> type[Estimator]:
+    if identifier not in _BY_ID:
+        raise ValueError(
+            f"unknown estimator {identifier!r}. Known estimators: {', '.join(sorted(_BY_ID))}"
+        )
+    return _BY_ID[identifier]
+
+
+__all__ = [
+    "Concrete",
+    "Estimate",
+    "Estimator",
+    "Rebar",
+    "Reinforce",
+    "Relax",
+    "RelaxedRebar",
+    "StraightThrough",
+    "deserialize",
+    "get",
+    "relax_gradient",
+    "score_function_gradient",
+    "serialize",
+]

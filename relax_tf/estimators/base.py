@@ -1,0 +1,203 @@
+"""The estimator classes' common ground: configuration, variables `phi`, and the call `estimate`.
+
+The mathematics is in pure functions beside each class. Data flows one way: a draw, the cost of
+its sample, the gradient, and what `phi` minimises.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from relax_tf.control_variates import mark_control_variates
+from relax_tf.distributions.base import Distribution, Draw
+from relax_tf.distributions.noise import fold_in, make_seed
+from relax_tf.estimators.estimate import (
+    Cost,
+    Estimate,
+    attach_gradient,
+    evaluate_cost,
+    package,
+    second_moment,
+)
+
+
+class Estimator(keras.layers.Layer):
+    """Base of the estimators. A Keras layer for its variables, configuration and saving only.
+
+    Attributes:
+        unbiased: whether the expectation of `Estimate.gradient` is the gradient.
+        hard: whether the sample that the cost receives in training is a hard one.
+        needs_cost: whether the estimator must evaluate the cost itself. Those that need not
+            (`concrete`, `straight_through`) work by ordinary backpropagation through the sample
+            that they emit, so a layer that uses them trains in any Keras model.
+        replay: what stochastic layers downstream emit while this estimator evaluates the cost
+            at another sample than the drawn one: `"hard"` or `"relaxed"`.
+        temperature: at which this estimator's layer is relaxed.
+    """
+
+    unbiased = True
+    hard = True
+    needs_cost = True
+    replay = "hard"
+
+    def __init__(self, name: str | None = None, dtype: Any = None, **kwargs):
+        if dtype is None:
+            dtype = "float64" if keras.config.floatx() == "float64" else "float32"
+        super().__init__(name=name, dtype=dtype, **kwargs)
+
+    @property
+    def temperature(self) -> float | tf.Tensor:
+        return 0.5
+
+    def build(
+        self, theta_shape: tuple[int | None, ...], context_shape: tuple[int | None, ...] | None
+    ) -> None:
+        """Creates `phi` for a theta of shape `[batch, *event]` and its context.
+
+        Subclasses create their variables first and end with `super().build(...)`.
+        """
+        mark_control_variates(self.variables)
+
+    # What a subclass defines.
+
+    def emit(self, dist: Distribution, draw: Draw) -> tf.Tensor:
+        """The sample that the cost receives in training: the hard one, with no gradient."""
+        del dist
+        return tf.stop_gradient(draw.b)
+
+    def estimate_gradient(
+        self,
+        dist: Distribution,
+        draw: Draw,
+        f_b: tf.Tensor,
+        cost: Cost,
+        context: tf.Tensor | None,
+        seed: tf.Tensor,
+    ) -> tuple[Any, tf.Tensor | None]:
+        """The gradient per example, and the scalar that phi minimises (None: second moment).
+
+        `dist`, `draw` and `f_b` arrive without a path to the model, and the caller sees to it
+        that none of what `cost` is differentiated for here reaches the model either.
+        """
+        raise NotImplementedError
+
+    # What a caller uses.
+
+    def estimate(
+        self,
+        dist: Distribution,
+        cost: Cost,
+        draw: Draw | None = None,
+        context: tf.Tensor | None = None,
+        seed: Any = None,
+    ) -> Estimate:
+        """Estimates `d E[cost(b)] / d theta` for `b ~ dist`.
+
+        Args:
+            dist: a distribution of `relax_tf.distributions`, theta of shape `[batch, *event]`.
+            cost: a function from a sample `[..., batch, *event]` to values `[..., batch]`. What
+                else it must be (differentiable, defined at relaxed samples) depends on the
+                estimator.
+            draw: a pair `(b, z)` drawn earlier by `dist.draw()`; drawn now if None. `z` decides:
+                `b` is recomputed from it.
+            context: what the control variate may see besides `z`, shape `[batch, ...]`: the
+                layer's input, samples upstream, a state. Nothing that depends on the sample.
+            seed: None, an integer, a `keras.random.SeedGenerator` or a stateless seed.
+
+        Returns:
+            An `Estimate`; the cost is evaluated once at the sample, first.
+
+        Raises:
+            TypeError: if `dist` is not a distribution, `cost` is not callable, or its values are
+                not real numbers.
+            ValueError: if `draw` or the cost's values have the wrong shape, or if the cost lacks
+                a gradient that this estimator needs.
+
+        Example:
+
+        >>> theta = tf.Variable(tf.zeros([4, 3]))
+        >>> estimator = relax_tf.estimators.get("relax")
+        >>> with tf.GradientTape() as tape:
+        ...     dist = relax_tf.distributions.Bernoulli(theta)
+        ...     estimate = estimator.estimate(dist, lambda b: tf.reduce_sum(b, -1), seed=1)
+        >>> gradient = tape.gradient(estimate.surrogate, theta)
+        >>> bool(tf.reduce_all(gradient == estimate.gradient / 4))
+        True
+        """
+        if not isinstance(dist, Distribution):
+            raise TypeError(
+                "`dist` must be a distribution of relax_tf.distributions. "
+                f"Received: {dist!r} (of type {type(dist).__name__})"
+            )
+        if not callable(cost):
+            raise TypeError(f"`cost` must be callable. Received: {cost!r}")
+        seed = make_seed(seed)
+        draw = dist.draw(seed) if draw is None else _checked_draw(dist, draw)
+        return self._estimate(dist, Draw(*map(tf.stop_gradient, draw)), cost, context, seed)
+
+    def _estimate(self, dist, draw, cost, context, seed) -> Estimate:
+        sample = self.emit(dist, draw)
+        f_b = evaluate_cost(cost, sample, dist)
+        return self.estimate_at(dist, draw, sample, f_b, cost, context, seed)
+
+    def estimate_at(
+        self,
+        dist: Distribution,
+        draw: Draw,
+        sample: tf.Tensor,
+        f_b: tf.Tensor,
+        cost: Cost,
+        context: tf.Tensor | None,
+        seed: tf.Tensor,
+    ) -> Estimate:
+        """`estimate` for a sample whose cost `f_b` is known already."""
+        if not self.built:
+            context_shape = None if context is None else tuple(context.shape)
+            self.build(tuple(dist.shape), context_shape)
+        gradient, loss = self._learn(
+            dist.detached(),
+            Draw(*map(tf.stop_gradient, draw)),
+            tf.stop_gradient(f_b),
+            cost,
+            None if context is None else tf.stop_gradient(context),
+            fold_in(seed, 1),
+        )
+        return package(dist, sample, f_b, gradient, loss)
+
+    def _learn(self, *args) -> tuple[Any, tf.Tensor]:
+        """The gradient, cut off, and the loss of phi, cut off from everything but phi (eq. 16)."""
+        phi = [variable.value for variable in self.trainable_variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(phi)
+            gradient, loss = self.estimate_gradient(*args)
+            loss = second_moment(gradient) if loss is None else loss
+        gradient = tf.nest.map_structure(tf.stop_gradient, gradient)
+        if not phi:
+            return gradient, tf.stop_gradient(loss)
+        phi_gradients = tape.gradient(loss, phi)
+        for variable, phi_gradient in zip(self.trainable_variables, phi_gradients, strict=True):
+            if phi_gradient is None:
+                raise ValueError(
+                    f"the control variate's variable {variable.path!r} receives no gradient from "
+                    f"the loss of estimator {self.name!r}: it would stay untrained. Use it in the "
+                    "control variate, or set `trainable=False`."
+                )
+        values = [tf.convert_to_tensor(value) for value in phi]
+        return gradient, attach_gradient(loss, values, phi_gradients)
+
+
+def _checked_draw(dist: Distribution, draw: Any) -> Draw:
+    try:
+        b, z = (tf.cast(part, dist.dtype) for part in draw)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`draw` must be a pair (b, z) as `dist.draw()` returns it. Received: {draw!r}"
+        ) from error
+    for name, part in (("b", b), ("z", z)):
+        if not part.shape.is_compatible_with(dist.shape):
+            raise ValueError(
+                f"`draw.{name}` must have the shape of one sample, {tuple(dist.shape)}. "
+                f"Received shape: {tuple(part.shape)}"
+            )
+    return Draw(dist.harden(z), z)

@@ -1,0 +1,114 @@
+"""The `Estimate` and how it enters backpropagation: free of Keras, free of any one estimator."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from relax_tf.distributions.base import Distribution, sum_event
+
+Cost = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Estimate(NamedTuple):
+    """What an estimator returns. Costs are in the units of the cost (nats for an ELBO).
+
+    Attributes:
+        sample: the sample as the cost received it, shape `[batch, *event]`.
+        cost: `f(b)`, shape `[batch]`.
+        gradient: the estimate of `d E[f] / d theta` through the sample, per example, with the
+            shape (structure) of `theta`. It carries no gradient into the model, and leaves out a
+            direct dependence of `f` on `theta`.
+        surrogate: a scalar with value `mean(f(b))`. Its gradient with respect to anything that
+            `theta` or the cost depends on is the estimate, direct dependence included.
+        second_moment: a scalar, the batch mean of `sum(gradient ** 2)` over the event.
+        control_variate_loss: a scalar, what the estimator's own variables minimise. It is
+            differentiable with respect to them and to nothing else.
+    """
+
+    sample: tf.Tensor
+    cost: tf.Tensor
+    gradient: Any
+    surrogate: tf.Tensor
+    second_moment: tf.Tensor
+    control_variate_loss: tf.Tensor
+
+
+def batch_mean(value: tf.Tensor) -> tf.Tensor:
+    """The mean over `[batch]`, and 0 for an empty batch."""
+    return tf.math.divide_no_nan(tf.reduce_sum(value), tf.cast(tf.size(value), value.dtype))
+
+
+def second_moment(gradient: Any) -> tf.Tensor:
+    """The batch mean of `sum(gradient ** 2)` over the event and the structure of theta."""
+    return batch_mean(
+        tf.add_n([sum_event(tf.square(leaf)) for leaf in tf.nest.flatten(gradient)])
+    )
+
+
+def attach_gradient(
+    value: tf.Tensor, inputs: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor]
+) -> tf.Tensor:
+    """A scalar equal to `value` whose gradient with respect to `inputs` is `gradients`.
+
+    What comes after an estimate (the chain rule to the weights, eq. 17) is TensorFlow's, what
+    comes before it is ours, and this is the door between them: nothing else passes.
+    """
+    gradients = [tf.stop_gradient(gradient) for gradient in gradients]
+
+    @tf.custom_gradient
+    def attached(*inputs):
+        del inputs
+        return tf.stop_gradient(value), lambda upstream: [upstream * g for g in gradients]
+
+    return attached(*inputs)
+
+
+def path_to_theta(dist: Distribution, gradient: Any, f_b: tf.Tensor) -> tf.Tensor:
+    """A scalar 0 whose gradient with respect to theta is the batch mean's share of `gradient`."""
+    examples = tf.cast(tf.maximum(tf.size(f_b), 1), f_b.dtype)
+    shares = [leaf / examples for leaf in tf.nest.flatten(gradient)]
+    return attach_gradient(tf.zeros([], f_b.dtype), tf.nest.flatten(dist.theta), shares)
+
+
+def package(
+    dist: Distribution,
+    sample: tf.Tensor,
+    f_b: tf.Tensor,
+    gradient: Any,
+    loss: tf.Tensor | None = None,
+) -> Estimate:
+    """The `Estimate` around a gradient. Without a `loss` there is nothing to learn."""
+    moment = second_moment(gradient)
+    return Estimate(
+        sample=sample,
+        cost=f_b,
+        gradient=gradient,
+        surrogate=batch_mean(f_b) + path_to_theta(dist, gradient, f_b),
+        second_moment=moment,
+        control_variate_loss=moment if loss is None else loss,
+    )
+
+
+def evaluate_cost(cost: Cost, sample: tf.Tensor, dist: Distribution) -> tf.Tensor:
+    """The cost of a sample `[..., batch, *event]`, checked to be `[..., batch]`."""
+    expected = sample.shape[: 1 + sample.shape.rank - dist.shape.rank]
+    return check_cost(cost(sample), expected, dist.dtype)
+
+
+def check_cost(f_b: Any, expected: tf.TensorShape, dtype: tf.DType) -> tf.Tensor:
+    """The values of a cost as a tensor of this shape and dtype, or an error that says why not."""
+    try:
+        f_b = tf.convert_to_tensor(f_b)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"the cost must return a tensor of shape [batch]. Received: {f_b!r}"
+        ) from error
+    if not (f_b.dtype.is_floating or f_b.dtype.is_integer):
+        raise TypeError(f"the cost must return real numbers. Received dtype: {f_b.dtype.name}")
+    if not f_b.shape.is_compatible_with(expected):
+        raise ValueError(
+            f"the cost must return one value per example, shape {tuple(expected)}. "
+            f"Received shape: {tuple(f_b.shape)}"
+        )
+    return tf.ensure_shape(tf.cast(f_b, dtype), expected)

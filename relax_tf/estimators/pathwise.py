@@ -1,0 +1,131 @@
+"""Estimators that backpropagate through the sample they emit: Concrete and straight-through.
+
+| estimator          | forward value | backward path | biased |
+|--------------------|---------------|---------------|--------|
+| `concrete`         | relaxed       | relaxed       | yes    |
+| `straight_through` | hard          | relaxed       | yes    |
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from relax_tf.distributions.base import Distribution, Draw
+from relax_tf.estimators.base import Estimator
+from relax_tf.estimators.estimate import Estimate, evaluate_cost, package
+from relax_tf.validation import positive_number
+
+
+def pathwise_gradient(dist: Distribution, z: tf.Tensor, df_dz: tf.Tensor) -> Any:
+    """`(dz / d theta)^T df/dz`, per example (eq. 3, and eq. 4 if `f` is read at `relax(z)`).
+
+    Args:
+        dist: the distribution, theta of shape `[batch, *event]`.
+        z: the reparameterised variable, `[batch, *event]`.
+        df_dz: the derivative of each example's cost with respect to its own `z`.
+
+    Returns:
+        The shape (structure) of theta. It is the gradient of `E[f(relax(z))]`, not of `E[f(b)]`.
+    """
+    return dist.reparameterization_vjp(z, df_dz)
+
+
+class PathwiseEstimator(Estimator):
+    """Base of the estimators whose emitted sample carries a gradient, through z, to theta."""
+
+    unbiased = False
+    needs_cost = False
+
+    def __init__(self, temperature: float = 0.5, **kwargs):
+        super().__init__(**kwargs)
+        self._initial_temperature = positive_number(temperature, "temperature")
+        # A weight and not a number, so that a callback may anneal it during `fit`.
+        self._temperature = self.add_weight(
+            name="temperature",
+            shape=(),
+            initializer=keras.initializers.Constant(temperature),
+            trainable=False,
+        )
+
+    @property
+    def temperature(self) -> tf.Tensor:
+        return tf.convert_to_tensor(self._temperature)
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self._temperature.assign(value)
+
+    def _estimate(self, dist, draw, cost, context, seed) -> Estimate:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(draw.z)
+            sample = self.emit(dist, draw)
+            f_b = evaluate_cost(cost, sample, dist)
+        gradient = self.estimate_on_path(dist, draw.z, tape.gradient(f_b, draw.z))
+        return package(dist, sample, f_b, gradient)
+
+    def estimate_on_path(self, dist: Distribution, z: tf.Tensor, df_dz: tf.Tensor | None) -> Any:
+        """The gradient per example, given what backpropagation brought to z."""
+        if df_dz is None:
+            raise ValueError(
+                f"estimator {self.name!r} ({type(self).__name__}) backpropagates through the cost, "
+                "but the cost has no gradient with respect to its sample. Use estimator='relax' "
+                "(or 'reinforce'), which ask nothing of the cost."
+            )
+        return tf.nest.map_structure(
+            tf.stop_gradient, pathwise_gradient(dist.detached(), z, df_dz)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "temperature": self._initial_temperature}
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class Concrete(PathwiseEstimator):
+    """The Concrete (Gumbel-softmax) relaxation in place of the sample (eq. 4).
+
+    Biased: it follows the gradient of the relaxed cost `E[f(relax(z))]`, and in training the
+    cost that it reports is that of the relaxed sample. One evaluation of the cost, which must be
+    differentiable at relaxed samples. Maddison et al. 2017; Jang et al. 2017.
+
+    Args:
+        temperature: of the relaxation `sigmoid(z / temperature)`. `estimator.temperature = t`
+            changes it later, also during `fit`.
+
+    Example:
+
+    >>> estimator = relax_tf.estimators.Concrete(temperature=0.7)
+    >>> dist = relax_tf.distributions.Bernoulli(tf.zeros([1, 2]))
+    >>> sample = estimator.estimate(dist, lambda b: tf.reduce_sum(b, -1), seed=0).sample
+    >>> bool(tf.reduce_all((0 < sample) & (sample < 1)))
+    True
+    """
+
+    hard = False
+
+    def emit(self, dist: Distribution, draw: Draw) -> tf.Tensor:
+        return dist.relax(draw.z, tf.cast(self.temperature, dist.dtype))
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class StraightThrough(PathwiseEstimator):
+    """A hard sample forward, the relaxed one's gradient backward (straight-through Concrete).
+
+    Biased. One evaluation of the cost, which must be differentiable at the hard sample. Bengio
+    et al. 2013; Jang et al. 2017.
+
+    Args:
+        temperature: of the relaxation that is differentiated; may be changed during `fit`.
+
+    Example:
+
+    >>> estimator = relax_tf.estimators.StraightThrough()
+    >>> dist = relax_tf.distributions.Bernoulli(tf.zeros([1, 2]))
+    >>> estimate = estimator.estimate(dist, lambda b: tf.reduce_sum(b, -1), seed=0)
+    >>> bool(tf.reduce_all((estimate.sample == 0) | (estimate.sample == 1)))
+    True
+    """
+
+    def emit(self, dist: Distribution, draw: Draw) -> tf.Tensor:
+        relaxed = dist.relax(draw.z, tf.cast(self.temperature, dist.dtype))
+        return tf.stop_gradient(draw.b) + (relaxed - tf.stop_gradient(relaxed))

@@ -1,0 +1,273 @@
+"""RELAX and REBAR for discrete variables: equation 10, and the control variates that enter it.
+
+| estimator       | control variate `c(z)`                                            |
+|-----------------|-------------------------------------------------------------------|
+| `rebar`         | `eta f(relax(z, lambda))`, both scalars learned                   |
+| `relax`         | `r_phi(z, context)`, a network: the cost may be a black box       |
+| `relaxed_rebar` | `eta f(relax(z, lambda)) + r_phi(z, context)`, the paper's VAE    |
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from relax_tf.control_variates import features, features_shape, mlp
+from relax_tf.distributions.base import Distribution
+from relax_tf.estimators.base import Estimator
+from relax_tf.estimators.estimate import Cost, evaluate_cost
+from relax_tf.estimators.black_box import crosses_numpy_function
+from relax_tf.estimators.score_function import score_function_gradient
+from relax_tf.validation import boolean, positive_number, real_number
+
+
+def relax_gradient(
+    dist: Distribution,
+    b: tf.Tensor,
+    f_b: tf.Tensor,
+    z: tf.Tensor,
+    dc_dz: tf.Tensor,
+    z_tilde: tf.Tensor,
+    c_z_tilde: tf.Tensor,
+    dc_dz_tilde: tf.Tensor,
+) -> Any:
+    """Equation 10, per example:
+
+        (f(b) - c(z_tilde)) d log p(b|theta)/d theta + d c(z)/d theta - d c(z_tilde)/d theta
+
+    with `b = H(z)` and `z_tilde ~ p(z|b)`. Unbiased for every `c`, if `z_tilde` either has noise
+    of its own or is coupled to `z` as in eq. 11: there it takes the *value* of `z`, while its
+    dependence on theta is that of the conditional. So the coupled estimate is this function with
+    `z_tilde = z`, and needs `c` and `dc/dz` at one point only.
+
+    Args:
+        dist: the distribution, theta of shape `[batch, *event]`.
+        b, z, z_tilde: `[batch, *event]`.
+        f_b, c_z_tilde: `[batch]`.
+        dc_dz, dc_dz_tilde: derivatives of `c` in its argument, `[batch, *event]`; a direct
+            dependence of `c` on theta is held constant.
+
+    Returns:
+        The shape (structure) of theta.
+    """
+    return tf.nest.map_structure(
+        lambda score_term, z_term, z_tilde_term: score_term + z_term - z_tilde_term,
+        score_function_gradient(dist, b, f_b - c_z_tilde),
+        dist.reparameterization_vjp(z, dc_dz),
+        dist.conditional_vjp(b, z_tilde, dc_dz_tilde),
+    )
+
+
+class Term(NamedTuple):
+    """One summand of a control variate, and the complaint if it has no gradient."""
+
+    function: Callable[[tf.Tensor], tf.Tensor]
+    without_gradient: str
+
+
+def value_and_derivative(terms: list[Term], z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """`c(z)`, shape `[batch]`, and `dc/dz`, shape of `z`, of the sum of the terms."""
+    values, derivatives = [], []
+    for function, without_gradient in terms:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(z)
+            value = function(z)
+        derivative = tape.gradient(value, z)
+        if derivative is None:
+            raise ValueError(without_gradient)
+        values.append(value)
+        derivatives.append(derivative)
+    return tf.add_n(values), tf.add_n(derivatives)
+
+
+class ControlVariateEstimator(Estimator):
+    """Base of RELAX and REBAR: equation 10, where `c` is the sum of the class's terms."""
+
+    def __init__(self, coupled: bool = True, **kwargs):
+        super().__init__(**kwargs)
+        self.coupled = boolean(coupled, "coupled")
+
+    def terms(self, dist: Distribution, cost: Cost, context: tf.Tensor | None) -> list[Term]:
+        """The control variate, as functions from `z` to `[batch]`."""
+        return []
+
+    def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
+        b, z = draw
+        control_variate = self.terms(dist, cost, context)
+        c_z, dc_dz = value_and_derivative(control_variate, z)
+        if self.coupled:
+            return relax_gradient(dist, b, f_b, z, dc_dz, z, c_z, dc_dz), None
+        z_tilde = dist.conditional_draw(b, seed)
+        c_z_tilde, dc_dz_tilde = value_and_derivative(control_variate, z_tilde)
+        return relax_gradient(dist, b, f_b, z, dc_dz, z_tilde, c_z_tilde, dc_dz_tilde), None
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "coupled": self.coupled}
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class Rebar(ControlVariateEstimator):
+    """REBAR: `c(z) = eta f(relax(z, lambda))`, both scalars learned (Tucker et al. 2017).
+
+    Unbiased. One evaluation of the cost at the hard sample and one at the relaxed sample (two
+    with `coupled=False`), where the cost must be differentiable.
+
+    Args:
+        temperature: initial `lambda`, learned through its logarithm.
+        scale: initial `eta`.
+        coupled: whether `z_tilde` shares the noise of `z` (eq. 11, in closed form) or has noise
+            of its own. Both are unbiased; which has less variance depends on the problem.
+
+    Raises:
+        ValueError: from `estimate`, if the cost has no gradient at relaxed samples.
+
+    Example:
+
+    >>> estimator = relax_tf.estimators.Rebar(temperature=0.5)
+    >>> dist = relax_tf.distributions.Bernoulli(tf.zeros([4, 1]))
+    >>> estimate = estimator.estimate(dist, lambda b: tf.reduce_sum((b - 0.45) ** 2, -1), seed=0)
+    >>> [variable.name for variable in estimator.trainable_variables]
+    ['log_temperature', 'scale']
+    """
+
+    replay = "relaxed"
+
+    def __init__(self, temperature: float = 0.5, scale: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        self._initial_temperature = positive_number(temperature, "temperature")
+        self._initial_scale = real_number(scale, "scale")
+
+    def build(self, theta_shape, context_shape=None):
+        constant = keras.initializers.Constant
+        self.log_temperature = self.add_weight(
+            name="log_temperature",
+            shape=(),
+            initializer=constant(math.log(self._initial_temperature)),
+        )
+        self.scale = self.add_weight(
+            name="scale", shape=(), initializer=constant(self._initial_scale)
+        )
+        super().build(theta_shape, context_shape)
+
+    @property
+    def temperature(self) -> tf.Tensor:
+        return tf.exp(tf.convert_to_tensor(self.log_temperature))
+
+    def terms(self, dist, cost, context):
+        temperature = tf.cast(self.temperature, dist.dtype)
+        scale = tf.cast(self.scale, dist.dtype)
+        complaint = (
+            f"estimator {self.name!r} ({type(self).__name__}) differentiates the cost at relaxed "
+            "samples, but the cost has no gradient with respect to its sample. For a black-box "
+            "cost use estimator='relax', whose control variate is a network alone."
+        )
+
+        def relaxed_cost(z: tf.Tensor) -> tf.Tensor:
+            relaxed = dist.relax(z, temperature)
+            f_relaxed = evaluate_cost(cost, relaxed, dist)
+            if crosses_numpy_function(relaxed, f_relaxed):
+                raise ValueError(complaint)
+            return scale * f_relaxed
+
+        return [Term(relaxed_cost, complaint), *super().terms(dist, cost, context)]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "temperature": self._initial_temperature,
+            "scale": self._initial_scale,
+        }
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class Relax(ControlVariateEstimator):
+    """RELAX with a free-form control variate: `c(z) = r_phi(z, context)` (eq. 10).
+
+    Unbiased, one evaluation of the cost, asks nothing of it: it may be a black box.
+
+    Args:
+        control_variate: a Keras layer or model from `[batch, features]` to `[batch, 1]` or
+            `[batch]`, where the features are `z` and the context, flattened, side by side. By
+            default `relax_tf.control_variates.mlp()`.
+        coupled: as in `Rebar`.
+
+    Example:
+
+    >>> network = keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
+    >>> estimator = relax_tf.estimators.Relax(control_variate=network)
+    >>> dist = relax_tf.distributions.Bernoulli(tf.zeros([4, 3]))
+    >>> estimate = estimator.estimate(dist, lambda b: tf.math.argmax(b, -1), seed=0)
+    >>> len(estimator.trainable_variables)
+    4
+    """
+
+    def __init__(self, control_variate: keras.layers.Layer | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if control_variate is None:
+            control_variate = mlp(dtype=self.dtype_policy.name)
+        if not isinstance(control_variate, keras.layers.Layer):
+            raise TypeError(
+                "`control_variate` must be a Keras layer or model. Received: "
+                f"{control_variate!r} (of type {type(control_variate).__name__})"
+            )
+        self.control_variate = control_variate
+
+    def build(self, theta_shape, context_shape=None):
+        if not self.control_variate.built:
+            self.control_variate.build(features_shape(theta_shape, context_shape))
+        super().build(theta_shape, context_shape)
+
+    def terms(self, dist, cost, context):
+        def network(z: tf.Tensor) -> tf.Tensor:
+            c_z = tf.cast(self.control_variate(features(z, context)), dist.dtype)
+            if c_z.shape.rank == 2 and c_z.shape[-1] == 1:
+                c_z = tf.squeeze(c_z, -1)
+            if not c_z.shape.is_compatible_with(z.shape[:1]):
+                raise ValueError(
+                    "the control variate must return shape [batch, 1] or [batch]. "
+                    f"Received shape: {tuple(c_z.shape)}"
+                )
+            return c_z
+
+        complaint = (
+            f"the control variate of estimator {self.name!r} has no gradient with respect to its "
+            "input, so it cannot follow z. Pass a layer that is differentiable in its input."
+        )
+        return [Term(network, complaint), *super().terms(dist, cost, context)]
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        network = keras.saving.serialize_keras_object(self.control_variate)
+        return {**config, "control_variate": network}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if isinstance(config.get("control_variate"), dict):
+            config["control_variate"] = keras.saving.deserialize_keras_object(
+                config["control_variate"]
+            )
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class RelaxedRebar(Rebar, Relax):
+    """The paper's VAE estimator: `c(z) = eta f(relax(z, lambda)) + r_phi(z, context)`.
+
+    Unbiased. Costs and demands of `Rebar`, whose control variate it starts from; the network of
+    `Relax` learns what the relaxation misses.
+
+    Args:
+        temperature, scale, coupled: as in `Rebar`.
+        control_variate: as in `Relax`.
+
+    Example:
+
+    >>> estimator = relax_tf.estimators.get("relaxed_rebar")
+    >>> dist = relax_tf.distributions.Bernoulli(tf.zeros([4, 1]))
+    >>> estimate = estimator.estimate(dist, lambda b: tf.reduce_sum((b - 0.45) ** 2, -1), seed=0)
+    >>> len(estimator.trainable_variables)
+    8
+    """

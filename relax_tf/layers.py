@@ -1,0 +1,266 @@
+"""Stochastic layers: `theta = x W + beta`, a sample of `p(b|theta)` out, gradients by estimators.
+
+A stochastic layer drops into any Keras model; `relax_tf.RelaxModel` trains it. In evaluation and
+prediction it samples (or emits its mean). In training its estimator decides what it emits and
+how the gradient comes back to theta.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from relax_tf import estimators
+from relax_tf.distributions import Bernoulli, Distribution
+from relax_tf.distributions.bernoulli import check_support
+from relax_tf.distributions.noise import fold_in, make_seed
+from relax_tf.passes import active_pass
+from relax_tf.validation import one_of, positive_integer
+
+
+class StochasticLayer(keras.layers.Layer):
+    """Base of the stochastic layers. A subclass says what distribution its inputs parametrise.
+
+    Args:
+        estimator: an id such as `"relaxed_rebar"`, a config or an `Estimator`.
+        prior: None, `"uniform"` or `"learned"`; with a prior the layer adds its KL to the cost.
+        kl: `"analytic"`, or `"sampled"` for the log-ratio at the sample, as in the paper.
+        inference: `"sample"` or `"mean"`: what the layer emits outside training.
+        seed: an integer for the layer's noise; by default Keras's own choice, which
+            `keras.utils.set_random_seed` governs.
+    """
+
+    def __init__(
+        self,
+        estimator: str | dict[str, Any] | estimators.Estimator,
+        prior: str | None = None,
+        kl: str = "analytic",
+        inference: str = "sample",
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.estimator = estimators.get(estimator)
+        self.prior = one_of(prior, [None, "uniform", "learned"], "prior")
+        self.kl = one_of(kl, ["analytic", "sampled"], "kl")
+        self.inference = one_of(inference, ["sample", "mean"], "inference")
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.second_moment = keras.metrics.Mean(name=f"{self.name}_second_moment")
+        self.control_variate_norm = None
+
+    # What a subclass defines.
+
+    def distribution(self, inputs: tf.Tensor) -> Distribution:
+        """`p(b|theta)` for these inputs."""
+        raise NotImplementedError
+
+    def prior_distribution(self) -> Distribution:
+        """The prior over one event, with a batch axis of size 1."""
+        raise NotImplementedError
+
+    def build_estimator(self, theta_shape: tuple, input_shape: tuple) -> None:
+        """Creates the estimator's variables; a subclass calls it at the end of `build`."""
+        if not self.estimator.built:
+            self.estimator.build(tuple(theta_shape), tuple(input_shape))
+        if self.estimator.trainable_variables:
+            name = f"{self.name}_control_variate_norm"
+            self.control_variate_norm = keras.metrics.Mean(name=name)
+
+    # What a pass asks.
+
+    def call(self, inputs, training=None):
+        dist = self.distribution(inputs)
+        current = active_pass()
+        sample = (
+            self._sample_alone(dist, training)
+            if current is None
+            else current.emit(self, dist, inputs)
+        )
+        return tf.cast(sample, self.compute_dtype)
+
+    def _sample_alone(self, dist: Distribution, training: bool | None) -> tf.Tensor:
+        if not training:
+            return dist.mean() if self.inference == "mean" else dist.draw(self.next_seed()).b
+        if self.estimator.needs_cost:
+            raise ValueError(
+                f"layer {self.name!r} was called with training=True outside of a training step "
+                f"of relax_tf.RelaxModel, but its estimator {self.estimator.name!r} needs the "
+                "cost of its sample. Use a relax_tf.RelaxModel with `fit` or `estimate`, call "
+                "with training=False, or choose an estimator that backpropagates through its "
+                "own sample ('concrete', 'straight_through')."
+            )
+        return self.estimator.emit(dist, dist.draw(self.next_seed()))
+
+    def kl_divergence(self, dist: Distribution, sample: tf.Tensor) -> tf.Tensor | None:
+        """`KL(p(b|theta) || prior)`, `[batch]`, exact or at the sample; None without a prior."""
+        if self.prior is None:
+            return None
+        prior = self.prior_distribution()
+        if self.kl == "analytic":
+            return dist.kl_divergence(prior)
+        return dist.log_prob(sample) - prior.log_prob(sample)
+
+    def next_seed(self) -> tf.Tensor:
+        """A fresh stateless seed, another one on every replica of a distributed step."""
+        seed = make_seed(self.seed_generator)
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            seed = fold_in(seed, replica.replica_id_in_sync_group)
+        return seed
+
+    def track(
+        self, estimate: estimators.Estimate, gradients: dict[int, tf.Tensor], scale: Any
+    ) -> None:
+        """Updates the layer's metrics after a step.
+
+        Args:
+            estimate: this step's.
+            gradients: of trainable variables, by `id`, `scale` times too large.
+            scale: of mixed precision and replicas.
+        """
+        self.second_moment.update_state(estimate.second_moment)
+        phi = [gradients[id(v)] for v in self.estimator.trainable_variables if id(v) in gradients]
+        if phi and self.control_variate_norm is not None:
+            self.control_variate_norm.update_state(tf.linalg.global_norm(phi) / scale)
+
+    # Keras.
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        store["seed_generator_state"] = keras.ops.convert_to_numpy(self.seed_generator.state)
+
+    def load_own_variables(self, store):
+        own = {key: store[key] for key in store.keys() if key != "seed_generator_state"}
+        super().load_own_variables(own)
+        self.seed_generator.state.assign(store["seed_generator_state"][()])
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "estimator": estimators.serialize(self.estimator),
+            "prior": self.prior,
+            "kl": self.kl,
+            "inference": self.inference,
+            "seed": self.seed,
+        }
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class StochasticBinaryLayer(StochasticLayer):
+    """Binary units: `theta = x W + beta` are logits, `b ~ Bernoulli(sigmoid(theta))`.
+
+    Inputs `[batch, ..., features]`, outputs `[batch, ..., units]` in the layer's compute dtype.
+    Trained inside `relax_tf.RelaxModel`; with `concrete` or `straight_through` in any model.
+
+    Args:
+        units: the number of binary units.
+        estimator: how gradients come back through the sample: an id (`"relaxed_rebar"`,
+            `"rebar"`, `"relax"`, `"reinforce"`, `"concrete"`, `"straight_through"`), a config
+            or an `Estimator`.
+        support: the two values that a unit emits, `(0, 1)` or `(-1, 1)` for example.
+        prior: None; `"uniform"`, both values equally likely; or `"learned"`, independent units
+            with trainable logits that start at 0. With a prior the layer's KL, in nats, joins
+            the cost of each example.
+        kl: `"analytic"` or `"sampled"` (`log p(b|theta) - log prior(b)` at the sample).
+        inference: what to emit outside training, `"sample"` or `"mean"`.
+        use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: as
+            in `keras.layers.Dense`.
+        seed: an integer for the layer's noise.
+
+    Raises:
+        ValueError: for an unknown estimator, prior, kl or inference, `units` below 1, or a
+            `support` that is not an increasing pair; when called with `training=True` outside
+            of a `RelaxModel` although the estimator needs the cost.
+
+    Example:
+
+    >>> layer = relax_tf.StochasticBinaryLayer(3, support=(-1, 1))
+    >>> sample = layer(tf.zeros([2, 5]))
+    >>> bool(tf.reduce_all(tf.abs(sample) == 1))
+    True
+
+    A one-layer VAE:
+
+    >>> inputs = keras.Input([784])
+    >>> b = relax_tf.StochasticBinaryLayer(200, prior="uniform")(inputs)
+    >>> outputs = keras.layers.Dense(784)(b)
+    >>> vae = relax_tf.RelaxModel(inputs, outputs)
+    >>> vae.compile("adam", loss=relax_tf.losses.BernoulliNegativeLogLikelihood())
+    """
+
+    def __init__(
+        self,
+        units: int,
+        estimator: str | dict[str, Any] | estimators.Estimator = "relaxed_rebar",
+        support: tuple[float, float] = (0, 1),
+        prior: str | None = None,
+        kl: str = "analytic",
+        inference: str = "sample",
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(estimator, prior, kl, inference, seed, **kwargs)
+        self.units = positive_integer(units, "units")
+        self.support = check_support(support)
+        self.logits = keras.layers.Dense(
+            self.units,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            dtype=self.dtype_policy,
+            name="logits",
+        )
+
+    @property
+    def kernel(self) -> keras.Variable:
+        """W, shape `[features, units]`."""
+        return self.logits.kernel
+
+    @property
+    def bias(self) -> keras.Variable | None:
+        """beta, shape `[units]`."""
+        return self.logits.bias
+
+    def build(self, input_shape):
+        self.logits.build(input_shape)
+        if self.prior is not None:
+            self.prior_logits = self.add_weight(
+                name="prior_logits",
+                shape=(self.units,),
+                initializer="zeros",
+                trainable=self.prior == "learned",
+            )
+        self.build_estimator(self.compute_output_shape(input_shape), input_shape)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def distribution(self, inputs):
+        return Bernoulli(self.logits(inputs), self.support)
+
+    def prior_distribution(self):
+        return Bernoulli(tf.convert_to_tensor(self.prior_logits)[tf.newaxis], self.support)
+
+    def get_config(self) -> dict[str, Any]:
+        dense = self.logits.get_config()
+        shared = (
+            "units",
+            "use_bias",
+            "kernel_initializer",
+            "bias_initializer",
+            "kernel_regularizer",
+            "bias_regularizer",
+        )
+        return {
+            **super().get_config(),
+            **{key: dense[key] for key in shared},
+            "support": self.support,
+        }

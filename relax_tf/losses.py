@@ -1,0 +1,100 @@
+"""The one loss we ship, and compiled Keras losses per example."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class BernoulliNegativeLogLikelihood(keras.losses.Loss):
+    """`-log p(x)` of binary data, in nats, summed over everything but the batch, from logits.
+
+    Args:
+        reduction, name, dtype: as in any Keras loss.
+
+    Inputs: `y_true` in [0, 1] and logits `y_pred`, both `[batch, ...]`; unreduced `[batch]`.
+
+    Example:
+
+    >>> loss = relax_tf.losses.BernoulliNegativeLogLikelihood()
+    >>> round(float(loss(tf.ones([1, 4]), tf.zeros([1, 4]))) / 4, 4)  # log 2
+    0.6931
+    """
+
+    def __init__(
+        self,
+        reduction: str = "sum_over_batch_size",
+        name: str = "bernoulli_negative_log_likelihood",
+        dtype: Any = None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+
+    def call(self, y_true, y_pred):
+        if not y_true.shape.is_compatible_with(y_pred.shape):
+            raise ValueError(
+                "BernoulliNegativeLogLikelihood needs data and logits of the same shape. "
+                f"Received shapes: {tuple(y_true.shape)} and {tuple(y_pred.shape)}"
+            )
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=y_true, logits=y_pred)
+        return tf.reduce_sum(losses, axis=list(range(1, losses.shape.rank)))
+
+
+def per_example(compile_loss: Any, y: Any, y_pred: Any) -> tf.Tensor:
+    """The compiled losses of a model, weighted and summed, one value per example: `[batch]`.
+
+    Keras resolves ids, output structures and `loss_weights` in a `CompileLoss`; this calls it
+    with each of its losses replaced by its per-example form. The mean over the batch is the
+    scalar that Keras would have computed.
+
+    Args:
+        compile_loss: the model's `_compile_loss`.
+        y, y_pred: targets and predictions, in the structure that `compile` was told of.
+    """
+    if not compile_loss.built:
+        compile_loss(y, y_pred)
+    flat_losses, metrics = compile_loss._flat_losses, compile_loss._metrics
+    compile_loss._flat_losses = [
+        item._replace(loss=_PerExample(item.loss)) for item in flat_losses
+    ]
+    compile_loss._metrics = [None] * len(flat_losses)  # each output's loss is tracked elsewhere
+    try:
+        return compile_loss(y, y_pred)
+    finally:
+        compile_loss._flat_losses, compile_loss._metrics = flat_losses, metrics
+
+
+class _PerExample:
+    """A Keras loss that averages over all axes but the first."""
+
+    def __init__(self, loss: keras.losses.Loss):
+        self.loss = loss
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        del sample_weight  # multiplies the example's whole cost, not this loss
+        reduction, self.loss.reduction = self.loss.reduction, None
+        try:
+            values = self.loss(y_true, y_pred)
+        finally:
+            self.loss.reduction = reduction
+        if values.shape.rank == 0:
+            raise ValueError(
+                f"the compiled loss {self.loss.name!r} returns a scalar, but gradients through "
+                "samples need one value per example: return shape [batch, ...] and leave the "
+                "average over the batch to us."
+            )
+        return tf.reduce_mean(values, axis=list(range(1, values.shape.rank))) * self._scale(
+            values, y_pred, reduction
+        )
+
+    @staticmethod
+    def _scale(values, y_pred, reduction):
+        """What makes the mean over the batch equal to Keras's scalar."""
+        size = tf.cast(tf.size(values), values.dtype)
+        if reduction == "sum":
+            return size
+        mask = getattr(y_pred, "_keras_mask", None)
+        if mask is None:
+            return tf.ones([], values.dtype)
+        valid = tf.reduce_sum(tf.broadcast_to(tf.cast(mask, values.dtype), tf.shape(values)))
+        return tf.math.divide_no_nan(size, valid)

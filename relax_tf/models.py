@@ -1,0 +1,344 @@
+"""RelaxModel: a Keras model whose training step estimates gradients through its samples.
+
+One step: a hard pass records what each stochastic layer drew; each layer's estimator turns the
+cost into a gradient at its theta, replaying the model where it needs the cost elsewhere; the
+surrogate carries those gradients to the weights; the control variates descend their own loss.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from relax_tf import losses
+from relax_tf.batch_coupling import refuse_batch_normalization
+from relax_tf.distributions import Draw
+from relax_tf.estimators.estimate import (
+    Estimate,
+    batch_mean,
+    check_cost,
+    package,
+    path_to_theta,
+)
+from relax_tf.optimizers import wrap_optimizer
+from relax_tf.passes import EvaluationPass, Latent, Pass, Replay, TrainingPass
+
+
+class ModelEstimate(NamedTuple):
+    """What `RelaxModel.estimate` returns.
+
+    Attributes:
+        estimates: an `Estimate` for each call of a stochastic layer, by name.
+        surrogate: a scalar. Its value is the training loss, its gradient with respect to the
+            model's parameters is the estimate.
+        control_variate_loss: a scalar, the sum of what the control variates minimise. Its
+            gradient reaches control-variate parameters only.
+    """
+
+    estimates: dict[str, Estimate]
+    surrogate: tf.Tensor
+    control_variate_loss: tf.Tensor
+
+
+class RelaxTrainer:
+    """The training half of `RelaxModel`, apart from how Keras constructs models."""
+
+    # Whether batch normalisation may run in training mode downstream of a sample. It couples the
+    # examples of a batch, so that each gradient takes credit for other examples' costs.
+    allow_batch_normalization = False
+
+    # The cost.
+
+    def compute_cost(
+        self,
+        x: Any,
+        y: Any,
+        y_pred: Any,
+        latents: dict[str, Latent],
+        sample_weight: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """The cost of each example, `[batch]`: override it for a cost of your own.
+
+        It runs in every pass, also in replays with relaxed samples, so it must use the `y_pred`
+        and the `latents` that it is given and keep no state.
+
+        Args:
+            x, y, sample_weight: the batch.
+            y_pred: the model's output in this pass.
+            latents: for each stochastic layer by name (`name:1` for a second call) its
+                `theta`, `z`, `sample`, `dist` and `kl` of this pass.
+            sample_weight: `[batch]` or None; multiplies the example's whole cost.
+
+        Returns:
+            By default the compiled losses, weighted by `loss_weights`, plus every layer's KL.
+        """
+        del x
+        parts = [latent.kl for latent in latents.values() if latent.kl is not None]
+        if self._compile_loss is not None:
+            parts.append(losses.per_example(self._compile_loss, y, y_pred))
+        if not parts:
+            raise ValueError(
+                f"model {self.name!r} has no cost: compile it with a `loss`, give a stochastic "
+                "layer a `prior`, or override `compute_cost`."
+            )
+        cost = tf.add_n([tf.cast(part, parts[0].dtype) for part in parts])
+        return cost if sample_weight is None else cost * _per_example_weight(sample_weight, cost)
+
+    # Estimates.
+
+    def estimate(self, x: Any, y: Any = None, sample_weight: Any = None) -> ModelEstimate:
+        """Estimates the gradient of the cost on one batch, for custom loops and diagnostics.
+
+        Args:
+            x, y, sample_weight: one batch, as `fit` would pass it.
+
+        Returns:
+            A `ModelEstimate`. Call under a `tf.GradientTape` to differentiate its `surrogate`
+            and `control_variate_loss`; their gradients reach disjoint sets of variables.
+
+        Raises:
+            ValueError: if the model has no stochastic layer or no cost, if the cost is not one
+                value per example or lacks a gradient that an estimator needs, or if batch
+                normalisation couples the examples downstream of a sample.
+
+        Example:
+
+        >>> inputs = keras.Input([5])
+        >>> b = relax_tf.StochasticBinaryLayer(3, estimator="relax", name="b")(inputs)
+        >>> model = relax_tf.RelaxModel(inputs, keras.layers.Dense(1)(b))
+        >>> model.compile("sgd", loss="mse")
+        >>> with tf.GradientTape() as tape:
+        ...     result = model.estimate(tf.ones([8, 5]), tf.ones([8, 1]))
+        >>> gradients = tape.gradient(result.surrogate, model.trainable_variables)
+        >>> result.estimates["b"].gradient.shape
+        TensorShape([8, 3])
+        """
+        x, y, sample_weight = keras.tree.map_structure(
+            lambda value: None if value is None else tf.convert_to_tensor(value),
+            (x, y, sample_weight),
+        )
+        return self._estimate(x, y, sample_weight)[0]
+
+    def _estimate(self, x, y, sample_weight) -> tuple[ModelEstimate, TrainingPass, Any]:
+        self._ensure_built(x)
+        refuse_batch_normalization(self, x)
+        state = self._state()
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            hard = TrainingPass(tape)
+            y_pred = self._run(hard, x, training=True)
+            added_losses = self.losses  # before replays call the layers again
+            f_b = self._cost(hard, x, y, y_pred, sample_weight)
+            estimates, objective = {}, batch_mean(f_b)
+            for index, (name, latent) in enumerate(hard.latents.items()):
+                if latent.layer.estimator.needs_cost:
+                    replay = self._replayed_cost(hard, index, state, x, y, sample_weight)
+                    estimates[name] = _estimate_latent(latent, f_b, replay)
+                    objective += path_to_theta(latent.dist, estimates[name].gradient, f_b)
+        estimates |= _pathwise_estimates(tape, objective, hard.latents, f_b)
+        result = ModelEstimate(
+            {name: estimates[name] for name in hard.latents},
+            tf.add_n([objective, *(tf.cast(loss, objective.dtype) for loss in added_losses)]),
+            tf.add_n([estimate.control_variate_loss for estimate in estimates.values()]),
+        )
+        return result, hard, y_pred
+
+    def _ensure_built(self, x: Any) -> None:
+        """Builds a subclassed model by a symbolic call: a pass must not see Keras doing it."""
+        if not all(layer.built for layer in self._flatten_layers()):
+            self(keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
+
+    def _state(self) -> list[tuple[keras.Variable, tf.Tensor]]:
+        """All variables as they are now, cut off from backpropagation, for replays."""
+        return [(variable, tf.stop_gradient(variable.value)) for variable in self.variables]
+
+    def _run(self, a_pass: Pass, x: Any, training: bool) -> Any:
+        with a_pass:
+            return self(x, training=training) if self._call_has_training_arg else self(x)
+
+    def _replayed_cost(self, hard: TrainingPass, index: int, state, x, y, sample_weight):
+        """The cost as a function of one latent's sample, everything else as in the hard pass.
+
+        The replay runs on a copy of the state from before the hard pass: it draws the same
+        dropout masks, moves no statistics, and no gradient of it reaches the model.
+        """
+        relaxed = list(hard.latents.values())[index].layer.estimator.replay == "relaxed"
+
+        def cost(sample: tf.Tensor) -> tf.Tensor:
+            replay = Replay(hard, index, sample, relaxed)
+            with keras.StatelessScope(state):
+                y_pred = self._run(replay, x, training=True)
+                return self._cost(replay, x, y, y_pred, sample_weight)
+
+        return cost
+
+    def _cost(self, a_pass: Pass, x, y, y_pred, sample_weight) -> tf.Tensor:
+        cost = self.compute_cost(x, y, y_pred, a_pass.latents, sample_weight=sample_weight)
+        dist = next(iter(a_pass.latents.values())).dist
+        return check_cost(cost, dist.shape[:1], dist.dtype)
+
+    # Keras's steps.
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        scale = self.optimizer.scale_loss(1.0 / replicas)
+        with tf.GradientTape() as tape:
+            result, hard, y_pred = self._estimate(x, y, sample_weight)
+            # The two share no path to any variable, so one backward pass serves both.
+            total = scale * (result.surrogate + result.control_variate_loss)
+        variables = self.trainable_variables
+        gradients = tape.gradient(total, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+        self._track_loss(x, y, y_pred, sample_weight, result.surrogate)
+        by_variable = dict(zip(map(id, variables), gradients, strict=True))
+        for name, latent in hard.latents.items():
+            latent.layer.track(result.estimates[name], by_variable, scale)
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        if any(not latent.layer.estimator.hard for latent in hard.latents.values()):
+            logs["relaxed_loss"] = logs["loss"]
+        return logs
+
+    def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        self._ensure_built(x)
+        evaluation = EvaluationPass()
+        y_pred = self._run(evaluation, x, training=False)
+        added_losses = self.losses
+        cost = self.compute_cost(x, y, y_pred, evaluation.latents, sample_weight=sample_weight)
+        loss = tf.add_n([batch_mean(cost), *(tf.cast(term, cost.dtype) for term in added_losses)])
+        self._track_loss(x, y, y_pred, sample_weight, loss)
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        training_only = {
+            metric.name
+            for latent in evaluation.latents.values()
+            for metric in latent.layer.metrics
+        }
+        return {name: value for name, value in logs.items() if name not in training_only}
+
+    def _track_loss(self, x, y, y_pred, sample_weight, loss) -> None:
+        examples = tf.shape(keras.tree.flatten(x)[0])[0]
+        self._loss_tracker.update_state(loss, sample_weight=examples)
+        if self._compile_loss is not None and self._compile_loss.metrics:
+            self._compile_loss(y, y_pred, sample_weight)  # updates the metric of each output
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """The compiled optimizer: a `RelaxOptimizer`, inside loss scaling if there is any."""
+        return self._relax_optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer) -> None:
+        self._relax_optimizer = None if optimizer is None else wrap_optimizer(optimizer)
+
+
+class RelaxModel(RelaxTrainer, keras.Model):
+    """A `keras.Model` that trains its stochastic layers with `compile` and `fit`.
+
+    Build it like any Keras model, `RelaxModel(inputs, outputs)` or by subclassing. Each compiled
+    loss is taken per example; the layers' KL terms join it; `sample_weight` multiplies the sum.
+    Scalar `add_loss` terms and regularisers are added to the training loss as usual. A plain
+    optimizer is wrapped in `relax_tf.RelaxOptimizer`. Logged are the loss (in nats, if the
+    compiled loss is), each layer's second moment of the gradient estimate and the norm of its
+    control variate's gradient. For another cost override `compute_cost`.
+
+    Example:
+
+    >>> inputs = keras.Input([4])
+    >>> b = relax_tf.StochasticBinaryLayer(8, prior="uniform", name="b")(inputs)
+    >>> model = relax_tf.RelaxModel(inputs, keras.layers.Dense(4)(b))
+    >>> model.compile("adam", loss=relax_tf.losses.BernoulliNegativeLogLikelihood())
+    >>> x = tf.ones([32, 4])
+    >>> history = model.fit(x, x, verbose=0)
+    >>> sorted(history.history)
+    ['b_control_variate_norm', 'b_second_moment', 'loss']
+    """
+
+    def __new__(cls, *args, **kwargs):
+        if cls is RelaxModel and _functional_arguments(args, kwargs):
+            cls = _FunctionalRelaxModel
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        if not _functional_arguments(args, kwargs):
+            super().__init__(*args, **kwargs)
+            return
+        if not isinstance(self, _Functional):
+            _make_functional(type(self))
+        _Trainer.__init__(self)
+        _Functional.__init__(self, *args, **kwargs)
+
+
+# `keras.Model.__init__` turns a class that is given inputs and outputs into a functional one by
+# rewriting its bases for good, RelaxModel's included, after which no other subclass could have a
+# `call` of its own. So functional models are built by a twin that is functional from the start.
+
+_Trainer = keras.Model.__bases__[0]
+_Functional = type(keras.Model(_ := keras.Input([1]), _))
+
+
+@keras.saving.register_keras_serializable("relax_tf", "FunctionalRelaxModel")
+class _FunctionalRelaxModel(RelaxModel, _Functional):
+    """What `RelaxModel(inputs, outputs)` is."""
+
+
+_FunctionalRelaxModel.__name__ = _FunctionalRelaxModel.__qualname__ = "RelaxModel"
+
+
+def _functional_arguments(args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a model is constructed from inputs and outputs."""
+    return len(args) == 2 or {"inputs", "outputs"} <= {*kwargs, *["inputs"][: len(args)]}
+
+
+def _make_functional(cls: type) -> None:
+    """Gives a user's subclass, which calls `super().__init__(inputs, outputs)`, the twin's bases."""
+    cls.__bases__ = tuple(
+        _FunctionalRelaxModel if base is RelaxModel else base for base in cls.__bases__
+    )
+    for base in cls.__bases__:
+        if issubclass(base, RelaxModel) and base is not _FunctionalRelaxModel:
+            _make_functional(base)
+
+
+def _estimate_latent(latent: Latent, f_b: tf.Tensor, cost: Any) -> Estimate:
+    layer = latent.layer
+    draw = Draw(latent.sample, latent.z)
+    return layer.estimator.estimate_at(
+        latent.dist, draw, latent.sample, f_b, cost, latent.context, layer.next_seed()
+    )
+
+
+def _pathwise_estimates(
+    tape: tf.GradientTape, objective: tf.Tensor, latents: dict[str, Latent], f_b: tf.Tensor
+) -> dict[str, Estimate]:
+    """The estimates of layers whose gradient is ordinary backpropagation through their sample.
+
+    Theirs is the gradient of the mean cost, estimates of the layers below and above included.
+    """
+    pathwise = {k: v for k, v in latents.items() if not v.layer.estimator.needs_cost}
+    gradients = tape.gradient(objective, [latent.z for latent in pathwise.values()])
+    examples = tf.cast(tf.size(f_b), f_b.dtype)
+    estimates = {}
+    for (name, latent), df_dz in zip(pathwise.items(), gradients, strict=True):
+        df_dz = None if df_dz is None else examples * df_dz
+        gradient = latent.layer.estimator.estimate_on_path(latent.dist, latent.z, df_dz)
+        estimates[name] = package(latent.dist, latent.sample, f_b, gradient)
+    return estimates
+
+
+def _per_example_weight(sample_weight: Any, cost: tf.Tensor) -> tf.Tensor:
+    if keras.tree.is_nested(sample_weight):
+        raise ValueError(
+            "RelaxModel takes one `sample_weight` per example, which multiplies its whole cost; "
+            "weights for each output are not supported. "
+            f"Received a structure: {keras.tree.map_structure(lambda w: w.shape, sample_weight)}"
+        )
+    weight = tf.cast(sample_weight, cost.dtype)
+    if weight.shape.rank == 2 and weight.shape[-1] == 1:
+        weight = tf.squeeze(weight, -1)
+    if weight.shape.rank != 1:
+        raise ValueError(
+            "`sample_weight` must have one value per example, shape [batch]. "
+            f"Received shape: {tuple(weight.shape)}"
+        )
+    return weight

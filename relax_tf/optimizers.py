@@ -1,0 +1,134 @@
+"""One optimizer for the model, one for the control variates, in one Keras optimizer."""
+
+from typing import Any
+
+import keras
+
+from relax_tf.control_variates import is_control_variate
+
+
+class _BySide(keras.optimizers.OptimizerMap):
+    """Sends `phi` to one optimizer and everything else to the other."""
+
+    def __init__(self, optimizer, control_variate_optimizer):
+        super().__init__(optimizer)
+        self._control_variate_optimizer = control_variate_optimizer
+
+    def __call__(self, variable):
+        if is_control_variate(variable):
+            return self._control_variate_optimizer
+        return self.default_optimizer
+
+    def values(self):
+        return [self.default_optimizer, self._control_variate_optimizer]
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class RelaxOptimizer(keras.optimizers.MultiOptimizer):
+    """Updates the model's parameters with one optimizer and the control variates' with another.
+
+    `RelaxModel.compile` wraps a plain optimizer in one. Its `learning_rate` is the model's, so
+    that Keras's learning-rate callbacks leave the control variates' alone.
+
+    Args:
+        optimizer: for the model: a Keras optimizer, or its id.
+        control_variate_optimizer: for the control variates; by default a fresh copy of the
+            first, with state of its own.
+
+    Raises:
+        TypeError: if one of them is not an optimizer.
+        ValueError: if both are the same object, or one is itself a wrapper.
+
+    Example:
+
+    >>> optimizer = relax_tf.RelaxOptimizer(keras.optimizers.Adam(1e-3), keras.optimizers.Adam(1e-2))
+    >>> optimizer.learning_rate = 5e-4
+    >>> [round(float(inner.learning_rate), 4) for inner in optimizer.optimizers]
+    [0.0005, 0.01]
+    """
+
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer | str,
+        control_variate_optimizer: keras.optimizers.Optimizer | str | None = None,
+        loss_scale_factor: float | None = None,
+        name: str = "relax_optimizer",
+    ):
+        optimizer = _plain(optimizer, "optimizer")
+        if control_variate_optimizer is None:
+            config = {**optimizer.get_config(), "name": "control_variate_optimizer"}
+            control_variate_optimizer = type(optimizer).from_config(config)
+        control_variate_optimizer = _plain(control_variate_optimizer, "control_variate_optimizer")
+        if control_variate_optimizer is optimizer:
+            raise ValueError(
+                "`optimizer` and `control_variate_optimizer` must be two objects, each with its "
+                "own state. Pass None for a fresh copy of the first."
+            )
+        by_side = _BySide(optimizer, control_variate_optimizer)
+        super().__init__(by_side, loss_scale_factor=loss_scale_factor, name=name)
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer of the model's parameters."""
+        return self.optimizers[0]
+
+    @property
+    def control_variate_optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer of the control variates' parameters."""
+        return self.optimizers[1]
+
+    @property
+    def learning_rate(self) -> Any:
+        """The model's learning rate; setting it leaves the control variates' alone."""
+        return self.optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self.optimizer.learning_rate = value
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "optimizer": keras.optimizers.serialize(self.optimizer),
+            "control_variate_optimizer": keras.optimizers.serialize(
+                self.control_variate_optimizer
+            ),
+            "loss_scale_factor": self.loss_scale_factor,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for key in ("optimizer", "control_variate_optimizer"):
+            config[key] = keras.optimizers.deserialize(config[key], custom_objects=custom_objects)
+        return cls(**config)
+
+
+def _plain(optimizer: Any, name: str) -> keras.optimizers.Optimizer:
+    if isinstance(optimizer, (str, dict)):
+        optimizer = keras.optimizers.get(optimizer)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            f"`{name}` must be a Keras optimizer. Received: {optimizer!r} "
+            f"(of type {type(optimizer).__name__})"
+        )
+    wrappers = (keras.optimizers.MultiOptimizer, keras.optimizers.LossScaleOptimizer)
+    if isinstance(optimizer, wrappers):
+        raise ValueError(
+            f"`{name}` must be a plain optimizer, not a wrapper around others. "
+            f"Received: {type(optimizer).__name__}"
+        )
+    return optimizer
+
+
+def wrap_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """`optimizer` with a `RelaxOptimizer` around it, inside loss scaling if there is any."""
+    if isinstance(optimizer, RelaxOptimizer):
+        return optimizer
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return RelaxOptimizer(optimizer)
+    if isinstance(optimizer.inner_optimizer, RelaxOptimizer):
+        return optimizer
+    inner = RelaxOptimizer(optimizer.inner_optimizer)
+    config = {**optimizer.get_config(), "inner_optimizer": keras.optimizers.serialize(inner)}
+    return keras.optimizers.LossScaleOptimizer.from_config(config)

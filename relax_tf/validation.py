@@ -1,0 +1,52 @@
+"""Checks of arguments whose messages say what was expected and what was received."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def positive_number(value: Any, name: str) -> float:
+    """`value` as a float if it is a finite number above 0."""
+    number = real_number(value, name)
+    if number <= 0:
+        raise ValueError(f"`{name}` must be a positive number. Received: {value!r}")
+    return number
+
+
+def real_number(value: Any, name: str) -> float:
+    """`value` as a float if it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(
+            f"`{name}` must be a number. Received: {value!r} (of type {type(value).__name__})"
+        )
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number. Received: {value!r}")
+    return float(value)
+
+
+def positive_integer(value: Any, name: str) -> int:
+    """`value` as an int if it is an integer above 0."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(
+            f"`{name}` must be an integer. Received: {value!r} (of type {type(value).__name__})"
+        )
+    if int(value) < 1:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
+    return int(value)
+
+
+def boolean(value: Any, name: str) -> bool:
+    """`value` if it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"`{name}` must be True or False. Received: {value!r} (of type {type(value).__name__})"
+        )
+    return value
+
+
+def one_of(value: Any, choices: Iterable[Any], name: str) -> Any:
+    """`value` if it is among `choices`."""
+    choices = list(choices)
+    if not any(value is choice or value == choice for choice in choices):
+        raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
+    return value
