@@ -6,8 +6,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
 
 def elbo_curves(path: pathlib.Path, rows: list[dict[str, float]]) -> None:
@@ -38,6 +38,31 @@ def image_rows(
         for axis, image in zip(line, images, strict=True):
             axis.imshow(image.reshape(image_shape), cmap="gray_r", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
+    _save(figure, path)
+
+
+def toy(
+    path: pathlib.Path,
+    rows: dict[str, list[dict[str, float]]],
+    u: np.ndarray,
+    curves: dict[str, np.ndarray],
+    target: float,
+) -> None:
+    """Figure 1 of the paper: losses, log-variances, and control variates against the noise u."""
+    figure, (left, centre, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    colours = {name: f"C{index}" for index, name in enumerate(rows)}
+    for name, lines in rows.items():
+        steps = [line["step"] for line in lines]
+        left.plot(steps, [line["loss"] for line in lines], colours[name], label=name)
+        centre.plot(steps, [line["log_variance"] for line in lines], colours[name], label=name)
+    left.axhline(min(target, 1 - target) ** 2, color="gray", ls=":", label="optimum")
+    left.set(xlabel="step", ylabel="E[(b - t)²]", title=f"Loss, t = {target}")
+    centre.set(xlabel="step", ylabel="log Var(g)", title="Variance of the gradient estimate")
+    for name, curve in curves.items():
+        right.plot(u, curve - curve.mean(), colours[name], label=name)
+    right.set(xlabel="u", ylabel="c(z(u)), centred", title="Learned relaxation")
+    for axis in (left, centre, right):
+        axis.legend(fontsize=8)
     _save(figure, path)
 
 

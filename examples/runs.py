@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -118,7 +119,9 @@ class MetricsCSV(keras.callbacks.Callback):
         steps_per_epoch: steps between two rows.
     """
 
-    def __init__(self, path: pathlib.Path, columns: dict[str, Any], start_step: int, steps_per_epoch: int):
+    def __init__(
+        self, path: pathlib.Path, columns: dict[str, Any], start_step: int, steps_per_epoch: int
+    ):
         super().__init__()
         self.path = path
         self.columns = columns

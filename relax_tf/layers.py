@@ -131,9 +131,10 @@ class StochasticLayer(keras.layers.Layer):
         store["seed_generator_state"] = keras.ops.convert_to_numpy(self.seed_generator.state)
 
     def load_own_variables(self, store):
-        own = {key: store[key] for key in store.keys() if key != "seed_generator_state"}
+        own = {key: store[key] for key in store.keys()}  # noqa: SIM118 (an HDF5 group)
+        state = own.pop("seed_generator_state")
         super().load_own_variables(own)
-        self.seed_generator.state.assign(store["seed_generator_state"][()])
+        self.seed_generator.state.assign(state[()])
 
     def get_config(self) -> dict[str, Any]:
         return {

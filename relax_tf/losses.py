@@ -54,9 +54,7 @@ def per_example(compile_loss: Any, y: Any, y_pred: Any) -> tf.Tensor:
     if not compile_loss.built:
         compile_loss(y, y_pred)
     flat_losses, metrics = compile_loss._flat_losses, compile_loss._metrics
-    compile_loss._flat_losses = [
-        item._replace(loss=_PerExample(item.loss)) for item in flat_losses
-    ]
+    compile_loss._flat_losses = [item._replace(loss=_PerExample(item.loss)) for item in flat_losses]
     compile_loss._metrics = [None] * len(flat_losses)  # each output's loss is tracked elsewhere
     try:
         return compile_loss(y, y_pred)

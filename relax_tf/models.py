@@ -210,9 +210,7 @@ class RelaxTrainer:
         self._track_loss(x, y, y_pred, sample_weight, loss)
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         training_only = {
-            metric.name
-            for latent in evaluation.latents.values()
-            for metric in latent.layer.metrics
+            metric.name for latent in evaluation.latents.values() for metric in latent.layer.metrics
         }
         return {name: value for name, value in logs.items() if name not in training_only}
 
@@ -291,7 +289,7 @@ def _functional_arguments(args: tuple, kwargs: dict[str, Any]) -> bool:
 
 
 def _make_functional(cls: type) -> None:
-    """Gives a user's subclass, which calls `super().__init__(inputs, outputs)`, the twin's bases."""
+    """Gives the twin's bases to a user's subclass that passes inputs and outputs to `super()`."""
     cls.__bases__ = tuple(
         _FunctionalRelaxModel if base is RelaxModel else base for base in cls.__bases__
     )

@@ -41,7 +41,8 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
 
     Example:
 
-    >>> optimizer = relax_tf.RelaxOptimizer(keras.optimizers.Adam(1e-3), keras.optimizers.Adam(1e-2))
+    >>> adam = keras.optimizers.Adam
+    >>> optimizer = relax_tf.RelaxOptimizer(adam(1e-3), adam(1e-2))
     >>> optimizer.learning_rate = 5e-4
     >>> [round(float(inner.learning_rate), 4) for inner in optimizer.optimizers]
     [0.0005, 0.01]
@@ -89,9 +90,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
     def get_config(self) -> dict[str, Any]:
         return {
             "optimizer": keras.optimizers.serialize(self.optimizer),
-            "control_variate_optimizer": keras.optimizers.serialize(
-                self.control_variate_optimizer
-            ),
+            "control_variate_optimizer": keras.optimizers.serialize(self.control_variate_optimizer),
             "loss_scale_factor": self.loss_scale_factor,
             "name": self.name,
         }

@@ -58,15 +58,12 @@ def serialize(estimator: Estimator) -> dict[str, Any]:
     return keras.saving.serialize_keras_object(estimator)
 
 
-def deserialize(
-    config: dict[str, Any], custom_objects: dict[str, Any] | None = None
-) -> Estimator:
+def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Estimator:
     """An estimator from what `serialize` returned, or from `{"class_name": id, "config": {}}`."""
     class_name = config.get("class_name")
     if class_name is None:
         raise ValueError(
-            "an estimator's config needs the keys 'class_name' and 'config'. "
-            f"Received: {config!r}"
+            f"an estimator's config needs the keys 'class_name' and 'config'. Received: {config!r}"
         )
     if "module" not in config:
         return _class_of(class_name).from_config(config.get("config", {}))

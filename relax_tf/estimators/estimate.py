@@ -41,9 +41,7 @@ def batch_mean(value: tf.Tensor) -> tf.Tensor:
 
 def second_moment(gradient: Any) -> tf.Tensor:
     """The batch mean of `sum(gradient ** 2)` over the event and the structure of theta."""
-    return batch_mean(
-        tf.add_n([sum_event(tf.square(leaf)) for leaf in tf.nest.flatten(gradient)])
-    )
+    return batch_mean(tf.add_n([sum_event(tf.square(leaf)) for leaf in tf.nest.flatten(gradient)]))
 
 
 def attach_gradient(

@@ -72,9 +72,7 @@ class PathwiseEstimator(Estimator):
                 "but the cost has no gradient with respect to its sample. Use estimator='relax' "
                 "(or 'reinforce'), which ask nothing of the cost."
             )
-        return tf.nest.map_structure(
-            tf.stop_gradient, pathwise_gradient(dist.detached(), z, df_dz)
-        )
+        return tf.nest.map_structure(tf.stop_gradient, pathwise_gradient(dist.detached(), z, df_dz))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": self._initial_temperature}

@@ -17,8 +17,8 @@ import tensorflow as tf
 from relax_tf.control_variates import features, features_shape, mlp
 from relax_tf.distributions.base import Distribution
 from relax_tf.estimators.base import Estimator
-from relax_tf.estimators.estimate import Cost, evaluate_cost
 from relax_tf.estimators.black_box import crosses_numpy_function
+from relax_tf.estimators.estimate import Cost, evaluate_cost
 from relax_tf.estimators.score_function import score_function_gradient
 from relax_tf.validation import boolean, positive_number, real_number
 

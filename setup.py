@@ -1,0 +1,37 @@
+"""Installation of relax_tf."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "relax_tf" / "__init__.py").read_text())[1]
+
+EXAMPLES = ["ml_collections>=1.0", "scikit-learn>=1.4", "matplotlib>=3.8"]
+RL = ["gymnasium[box2d,mujoco]>=1.0"]
+TENSORBOARD = ["tensorboard>=2.18"]
+
+setup(
+    name="relax_tf",
+    version=VERSION,
+    description="Train through discrete and black-box random choices: RELAX for Keras 3",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["relax_tf", "relax_tf.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "tensorflow>=2.21",
+        "keras>=3.15",
+        "tensorflow-probability[tf]>=0.25",
+        "tensorflow-datasets>=4.9.7",
+        "importlib_resources>=6.0",
+        "absl-py>=2.0",
+    ],
+    extras_require={
+        "examples": EXAMPLES,
+        "rl": EXAMPLES + RL,
+        "tensorboard": TENSORBOARD,
+        "test": [*EXAMPLES, "pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.8"],
+    },
+)
