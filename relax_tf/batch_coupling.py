@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from relax_tf.layers import StochasticLayer
 from relax_tf.passes import TrainingPass
 
 
@@ -81,7 +82,7 @@ def _below(model: Any, norm: keras.layers.Layer) -> bool:
         for node in model._nodes_by_depth[depth]:
             above = any(parent in tainted for parent in node.parent_nodes)
             inside = _layers_of(node.operation)
-            stochastic = any(hasattr(layer, "estimator") for layer in inside)
+            stochastic = any(isinstance(layer, StochasticLayer) for layer in inside)
             if norm in inside and (above or stochastic):
                 return True
             if above or stochastic:

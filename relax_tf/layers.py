@@ -46,8 +46,7 @@ class StochasticLayer(keras.layers.Layer):
         self.inference = one_of(inference, ["sample", "mean"], "inference")
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.second_moment = keras.metrics.Mean(name=f"{self.name}_second_moment")
-        self.control_variate_norm = None
+        self.tracked = _Tracked(self.name)
 
     # What a subclass defines.
 
@@ -64,8 +63,7 @@ class StochasticLayer(keras.layers.Layer):
         if not self.estimator.built:
             self.estimator.build(tuple(theta_shape), tuple(input_shape))
         if self.estimator.trainable_variables:
-            name = f"{self.name}_control_variate_norm"
-            self.control_variate_norm = keras.metrics.Mean(name=name)
+            self.tracked.add("control_variate_norm")
 
     # What a pass asks.
 
@@ -109,21 +107,6 @@ class StochasticLayer(keras.layers.Layer):
             seed = fold_in(seed, replica.replica_id_in_sync_group)
         return seed
 
-    def track(
-        self, estimate: estimators.Estimate, gradients: dict[int, tf.Tensor], scale: Any
-    ) -> None:
-        """Updates the layer's metrics after a step.
-
-        Args:
-            estimate: this step's.
-            gradients: of trainable variables, by `id`, `scale` times too large.
-            scale: of mixed precision and replicas.
-        """
-        self.second_moment.update_state(estimate.second_moment)
-        phi = [gradients[id(v)] for v in self.estimator.trainable_variables if id(v) in gradients]
-        if phi and self.control_variate_norm is not None:
-            self.control_variate_norm.update_state(tf.linalg.global_norm(phi) / scale)
-
     # Keras.
 
     def save_own_variables(self, store):
@@ -145,6 +128,27 @@ class StochasticLayer(keras.layers.Layer):
             "inference": self.inference,
             "seed": self.seed,
         }
+
+
+class _Tracked:
+    """The training metrics of one layer, out of Keras's sight.
+
+    Only a RelaxModel updates and shows them. Were they attributes of the layer, every Keras model
+    that holds the layer would log zeros.
+    """
+
+    def __init__(self, layer_name: str):
+        self._layer_name = layer_name
+        self.metrics: dict[str, keras.metrics.Mean] = {}
+        self.add("second_moment")
+
+    def add(self, name: str) -> None:
+        if name not in self.metrics:
+            self.metrics[name] = keras.metrics.Mean(name=f"{self._layer_name}_{name}")
+
+    def update(self, values: dict[str, tf.Tensor]) -> None:
+        for name, metric in self.metrics.items():
+            metric.update_state(values[name])
 
 
 @keras.saving.register_keras_serializable("relax_tf")

@@ -20,6 +20,7 @@ from relax_tf.estimators.estimate import (
     package,
     path_to_theta,
 )
+from relax_tf.layers import StochasticLayer
 from relax_tf.optimizers import wrap_optimizer
 from relax_tf.passes import EvaluationPass, Latent, Pass, Replay, TrainingPass
 
@@ -122,19 +123,23 @@ class RelaxTrainer:
     def _estimate(self, x, y, sample_weight) -> tuple[ModelEstimate, TrainingPass, Any]:
         self._ensure_built(x)
         refuse_batch_normalization(self, x)
-        state = self._state()
+        # Each variable is read once, for the hard pass and all replays.
+        state = [(variable, tf.convert_to_tensor(variable.value)) for variable in self.variables]
+        frozen = [(variable, tf.stop_gradient(value)) for variable, value in state]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             hard = TrainingPass(tape)
-            y_pred = self._run(hard, x, training=True)
-            added_losses = self.losses  # before replays call the layers again
-            f_b = self._cost(hard, x, y, y_pred, sample_weight)
+            with _HardScope(state, collect_losses=True) as scope:
+                y_pred = self._run(hard, x, training=True)
+                f_b = self._cost(hard, x, y, y_pred, sample_weight)
+                added_losses = self.losses
             estimates, objective = {}, batch_mean(f_b)
             for index, (name, latent) in enumerate(hard.latents.items()):
                 if latent.layer.estimator.needs_cost:
-                    replay = self._replayed_cost(hard, index, state, x, y, sample_weight)
-                    estimates[name] = _estimate_latent(latent, f_b, replay)
+                    cost = self._replayed_cost(hard, index, frozen, x, y, sample_weight)
+                    estimates[name] = _estimate_latent(latent, f_b, cost)
                     objective += path_to_theta(latent.dist, estimates[name].gradient, f_b)
         estimates |= _pathwise_estimates(tape, objective, hard.latents, f_b)
+        scope.commit()
         result = ModelEstimate(
             {name: estimates[name] for name in hard.latents},
             tf.add_n([objective, *(tf.cast(loss, objective.dtype) for loss in added_losses)]),
@@ -147,25 +152,21 @@ class RelaxTrainer:
         if not all(layer.built for layer in self._flatten_layers()):
             self(keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
 
-    def _state(self) -> list[tuple[keras.Variable, tf.Tensor]]:
-        """All variables as they are now, cut off from backpropagation, for replays."""
-        return [(variable, tf.stop_gradient(variable.value)) for variable in self.variables]
-
     def _run(self, a_pass: Pass, x: Any, training: bool) -> Any:
         with a_pass:
             return self(x, training=training) if self._call_has_training_arg else self(x)
 
-    def _replayed_cost(self, hard: TrainingPass, index: int, state, x, y, sample_weight):
+    def _replayed_cost(self, hard: TrainingPass, index: int, frozen, x, y, sample_weight):
         """The cost as a function of one latent's sample, everything else as in the hard pass.
 
-        The replay runs on a copy of the state from before the hard pass: it draws the same
-        dropout masks, moves no statistics, and no gradient of it reaches the model.
+        The replay runs on the frozen state from before the hard pass: it draws the same dropout
+        masks, moves no statistics, and no gradient of it reaches the model.
         """
         relaxed = list(hard.latents.values())[index].layer.estimator.replay == "relaxed"
 
         def cost(sample: tf.Tensor) -> tf.Tensor:
             replay = Replay(hard, index, sample, relaxed)
-            with keras.StatelessScope(state):
+            with keras.StatelessScope(frozen):
                 y_pred = self._run(replay, x, training=True)
                 return self._cost(replay, x, y, y_pred, sample_weight)
 
@@ -193,7 +194,14 @@ class RelaxTrainer:
         self._track_loss(x, y, y_pred, sample_weight, result.surrogate)
         by_variable = dict(zip(map(id, variables), gradients, strict=True))
         for name, latent in hard.latents.items():
-            latent.layer.track(result.estimates[name], by_variable, scale)
+            phi = map(id, latent.layer.estimator.trainable_variables)
+            norm = tf.linalg.global_norm([by_variable[variable] for variable in phi])
+            latent.layer.tracked.update(
+                {
+                    "second_moment": result.estimates[name].second_moment,
+                    "control_variate_norm": norm / scale,
+                }
+            )
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         if any(not latent.layer.estimator.hard for latent in hard.latents.values()):
             logs["relaxed_loss"] = logs["loss"]
@@ -296,6 +304,27 @@ def _make_functional(cls: type) -> None:
     for base in cls.__bases__:
         if issubclass(base, RelaxModel) and base is not _FunctionalRelaxModel:
             _make_functional(base)
+
+
+class _HardScope(keras.StatelessScope):
+    """Collects what the hard pass would assign (seeds, moving statistics) until `commit`.
+
+    Replays come in between and must not see it. There is a second reason to read every variable
+    once and to write last: where the replays of a step read it anew, TensorFlow's graph optimizer
+    (2.21) was seen to let such a read slip behind the optimizer's update.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._assigned = {}
+
+    def add_update(self, update):
+        self._assigned[id(update[0])] = update[0]
+        super().add_update(update)
+
+    def commit(self) -> None:
+        for variable in self._assigned.values():
+            variable.assign(self.get_current_value(variable))
 
 
 def _estimate_latent(latent: Latent, f_b: tf.Tensor, cost: Any) -> Estimate:

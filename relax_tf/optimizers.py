@@ -44,8 +44,8 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
     >>> adam = keras.optimizers.Adam
     >>> optimizer = relax_tf.RelaxOptimizer(adam(1e-3), adam(1e-2))
     >>> optimizer.learning_rate = 5e-4
-    >>> [round(float(inner.learning_rate), 4) for inner in optimizer.optimizers]
-    [0.0005, 0.01]
+    >>> round(float(optimizer.control_variate_optimizer.learning_rate), 4)
+    0.01
     """
 
     def __init__(
@@ -69,14 +69,21 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         super().__init__(by_side, loss_scale_factor=loss_scale_factor, name=name)
 
     @property
+    def optimizers(self):
+        """Hidden: Keras's learning-rate callbacks would set the rate of each of them."""
+        raise AttributeError(
+            "a RelaxOptimizer has an `optimizer` and a `control_variate_optimizer`."
+        )
+
+    @property
     def optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer of the model's parameters."""
-        return self.optimizers[0]
+        return self._inner_optimizers[0]
 
     @property
     def control_variate_optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer of the control variates' parameters."""
-        return self.optimizers[1]
+        return self._inner_optimizers[1]
 
     @property
     def learning_rate(self) -> Any:

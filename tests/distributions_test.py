@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tests.problems import z_scores
 
 from relax_tf.distributions import Bernoulli, noise
+from tests.problems import z_scores
 
 THETA = np.linspace(-3, 3, 7).astype(np.float32)
 
@@ -36,7 +36,7 @@ def test_conditional_draw_has_the_distribution_of_z_given_b():
 def test_conditional_vjp_is_the_derivative_of_the_conditional_draw():
     theta = tf.constant(np.random.RandomState(0).normal(size=[50, 3]) * 3)
     b = tf.cast(tf.random.stateless_uniform([50, 3], [1, 2]) > 0.5, tf.float64)
-    w = tf.random.stateless_normal([50, 3], [3, 4], tf.float64)
+    w = tf.random.stateless_normal([50, 3], [3, 4], dtype=tf.float64)
     with tf.GradientTape() as tape:
         tape.watch(theta)
         z_tilde = Bernoulli(theta).conditional_draw(b, seed=3)
@@ -45,7 +45,7 @@ def test_conditional_vjp_is_the_derivative_of_the_conditional_draw():
 
 
 def test_score_is_the_derivative_of_log_prob():
-    theta = tf.random.stateless_normal([20, 3], [1, 2], tf.float64)
+    theta = tf.random.stateless_normal([20, 3], [1, 2], dtype=tf.float64)
     b = Bernoulli(theta, (-1, 1)).draw(seed=0).b
     with tf.GradientTape() as tape:
         tape.watch(theta)
@@ -81,7 +81,10 @@ def test_information_is_finite_at_extreme_logits():
 def test_relaxation_and_mean_lie_in_the_support():
     dist = many(support=(-1, 3))
     z = dist.draw(seed=0).z
-    np.testing.assert_allclose(dist.relax(z, 1e-3), dist.harden(z), atol=1e-2 * 4, rtol=0.5)
+    away_from_threshold = np.abs(z) > 0.02
+    np.testing.assert_allclose(
+        dist.relax(z, 1e-3)[away_from_threshold], dist.harden(z)[away_from_threshold], atol=1e-6
+    )
     np.testing.assert_allclose(dist.mean()[0], -1 + 4 / (1 + np.exp(-THETA)), rtol=1e-5)
 
 
@@ -95,9 +98,17 @@ def test_uniform_noise_is_open_symmetric_and_uniform(dtype):
     assert abs(z_scores((u - 0.5) ** 2, 1 / 12)) < 4
 
 
-def test_noise_is_the_same_under_xla():
-    draw = lambda: Bernoulli(tf.zeros([10, 3])).draw(seed=5)  # noqa: E731
-    np.testing.assert_array_equal(draw().z, tf.function(draw, jit_compile=True)().z)
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+def test_noise_is_the_same_under_xla(dtype):
+    def draw(seed):  # an argument: a constant seed would be folded before XLA sees it
+        return Bernoulli(tf.zeros([11, 3], dtype)).noise(noise.fold_in(seed, 5))
+
+    seed = tf.constant([123456789, -5])
+    # The same bits; the two logarithms differ in the last place.
+    expected = draw(seed)
+    for jit_compile in (False, True):
+        compiled = tf.function(draw, jit_compile=jit_compile)(seed)
+        np.testing.assert_allclose(compiled, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_sample_shape_leads():

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.problems import TableCost, shake, z_scores
 
 from relax_tf import estimators
 from relax_tf.distributions import Bernoulli
+from tests.problems import TableCost, shake, z_scores
 
 DRAWS = 200_000
 
@@ -188,7 +188,7 @@ def test_gradients_reach_what_they_should_and_nothing_else(config):
 def test_control_variate_gradient_is_the_derivative_of_the_second_moment(config):
     keras.config.set_floatx("float64")
     cost = TableCost(3, seed=3)
-    theta = tf.random.stateless_normal([50, 3], [1, 2], tf.float64)
+    theta = tf.random.stateless_normal([50, 3], [1, 2], dtype=tf.float64)
     dist = Bernoulli(theta)
     estimator = estimators.get(config)
     estimator.estimate(dist, cost, seed=0)

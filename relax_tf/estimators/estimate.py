@@ -57,7 +57,9 @@ def attach_gradient(
     @tf.custom_gradient
     def attached(*inputs):
         del inputs
-        return tf.stop_gradient(value), lambda upstream: [upstream * g for g in gradients]
+        return tf.stop_gradient(value), lambda upstream: [
+            tf.cast(upstream, g.dtype) * g for g in gradients
+        ]
 
     return attached(*inputs)
 

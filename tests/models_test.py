@@ -1,0 +1,522 @@
+"""RelaxModel through its public face: exact gradients of whole models, Keras's ways, refusals."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import relax_tf
+from tests.problems import shake, z_scores
+
+X = np.array([[0.7, -1.2, 0.4]], np.float32)
+Y = np.array([[0.5, -1.0]], np.float32)
+
+
+def two_layer_model(below, above, prior=None, kl="analytic"):
+    """x -> b1 (3 units) -> b2 (2 units) -> tanh -> y, with b1 also reaching y directly."""
+    inputs = keras.Input([3])
+    b1 = relax_tf.StochasticBinaryLayer(3, below, (-1, 1), prior, kl, name="b1")(inputs)
+    b2 = relax_tf.StochasticBinaryLayer(2, above, (0, 1), prior, kl, name="b2")(b1)
+    both = keras.layers.Concatenate()([b1, b2])
+    hidden = keras.layers.Dense(3, activation="tanh", name="hidden")(both)
+    outputs = keras.layers.Dense(2, name="outputs")(hidden)
+    model = relax_tf.RelaxModel(inputs, outputs)
+    model.compile(keras.optimizers.SGD(1.0), loss="mse")
+    shake(model.trainable_variables, 0.7)
+    return model
+
+
+def model_variables(model):
+    return [v for layer in model.layers for v in layer_variables(layer)]
+
+
+def layer_variables(layer):
+    phi = layer.estimator.trainable_variables if hasattr(layer, "estimator") else []
+    return [v for v in layer.trainable_variables if not any(v is p for p in phi)]
+
+
+def binary_states(units, support):
+    return tf.constant(list(itertools.product(support, repeat=units)), tf.float32)
+
+
+def enumerated_loss(model, x, y):
+    """The expected cost of one example by summing over all samples of both layers."""
+    l1, l2 = model.get_layer("b1"), model.get_layer("b2")
+    total = 0.0
+    dist1 = l1.distribution(x)
+    for b1 in binary_states(3, (-1.0, 1.0)):
+        b1 = b1[tf.newaxis]
+        dist2 = l2.distribution(b1)
+        for b2 in binary_states(2, (0.0, 1.0)):
+            b2 = b2[tf.newaxis]
+            hidden = model.get_layer("hidden")(tf.concat([b1, b2], -1))
+            cost = tf.reduce_mean((model.get_layer("outputs")(hidden) - y) ** 2)
+            for layer, dist, b in ((l1, dist1, b1), (l2, dist2, b2)):
+                if layer.prior is not None:
+                    cost += layer.kl_divergence(dist, b)[0]
+            total += tf.exp(dist1.log_prob(b1) + dist2.log_prob(b2))[0] * cost
+    return total
+
+
+def exact_gradients(model):
+    with tf.GradientTape() as tape:
+        loss = enumerated_loss(model, tf.constant(X), tf.constant(Y))
+    variables = model_variables(model)
+    return loss.numpy(), tape.gradient(loss, [v.value for v in variables])
+
+
+def gradients_of_train_steps(model, steps=150, batch=400):
+    """The weight gradients that `train_step` applies, read off SGD(1) updates, `[steps, ...]`."""
+    variables = model_variables(model)
+    before = [v.numpy() for v in model.trainable_variables]
+    dataset = tf.data.Dataset.from_tensors((np.tile(X, [batch, 1]), np.tile(Y, [batch, 1])))
+    gradients = [[] for _ in variables]
+
+    class ReadAndReset(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            after = {id(v): v.numpy() for v in model.trainable_variables}
+            for variable, value in zip(model.trainable_variables, before, strict=True):
+                variable.assign(value)
+            for slot, variable in zip(gradients, variables, strict=True):
+                slot.append(variable.numpy() - after[id(variable)])
+
+    model.fit(dataset.repeat(steps), callbacks=[ReadAndReset()], verbose=0)
+    return [np.stack(slot) for slot in gradients]
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "prior", "kl"),
+    [
+        ("relaxed_rebar", "relaxed_rebar", "learned", "sampled"),
+        ("rebar", "relax", "learned", "analytic"),
+        ("relax", "rebar", None, "analytic"),
+        ("reinforce", "relaxed_rebar", "uniform", "sampled"),
+        (relax_tf.estimators.RelaxedRebar(coupled=False), "rebar", "learned", "sampled"),
+    ],
+)
+def test_train_step_follows_the_enumerated_gradient_of_two_layers(below, above, prior, kl):
+    model = two_layer_model(below, above, prior, kl)
+    loss, expected = exact_gradients(model)
+    measured = gradients_of_train_steps(model)
+    for variable, exact, samples in zip(model_variables(model), expected, measured, strict=True):
+        z = z_scores(samples, np.asarray(exact))
+        assert np.abs(z).max() < 4.5, (variable.path, z)
+    assert abs(z_scores([model.evaluate(*many(20_000), verbose=0) for _ in range(5)], loss)) < 8
+
+
+def many(count):
+    return np.tile(X, [count, 1]), np.tile(Y, [count, 1])
+
+
+def test_unbiased_layer_below_a_pathwise_layer_follows_the_mixed_gradient():
+    """With `concrete` above, the layer below must estimate the gradient of the relaxed cost."""
+    model = two_layer_model("relaxed_rebar", "concrete")
+    l1, l2 = model.get_layer("b1"), model.get_layer("b2")
+    eps = l2.distribution(tf.zeros([40_000, 3])).noise(seed=0)
+
+    with tf.GradientTape() as tape:
+        total = 0.0
+        dist1 = l1.distribution(tf.constant(X))
+        for b1 in binary_states(3, (-1.0, 1.0)):
+            b1 = b1[tf.newaxis]
+            z2 = l2.distribution(b1).theta + eps
+            b2 = tf.sigmoid(z2 / l2.estimator.temperature)
+            hidden = model.get_layer("hidden")(tf.concat([tf.tile(b1, [len(eps), 1]), b2], -1))
+            cost = tf.reduce_mean((model.get_layer("outputs")(hidden) - Y) ** 2)
+            total += tf.exp(dist1.log_prob(b1))[0] * cost
+    variables = model_variables(model)
+    expected = tape.gradient(total, [v.value for v in variables])
+    for exact, samples in zip(expected, gradients_of_train_steps(model), strict=True):
+        # `expected` is itself a mean of 40 000 relaxed costs: about 1.2 times the tolerance.
+        assert np.abs(z_scores(samples, np.asarray(exact))).max() < 5.5
+
+
+def test_pathwise_estimates_agree_with_backpropagation():
+    model = two_layer_model("concrete", "straight_through")
+    x, y = many(8)
+    with tf.GradientTape() as tape:
+        result = model.estimate(x, y)
+    g1 = result.estimates["b1"].gradient
+    kernel = tape.gradient(result.surrogate, model.get_layer("b1").kernel.value)
+    np.testing.assert_allclose(kernel, tf.transpose(tf.constant(x)) @ g1 / 8, rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_called_twice_is_credited_for_both_calls():
+    layer = relax_tf.StochasticBinaryLayer(3, "relaxed_rebar", (-1, 1), name="b")
+    inputs = keras.Input([3])
+    outputs = keras.layers.Dense(2, name="outputs")(layer(layer(inputs)))
+    model = relax_tf.RelaxModel(inputs, outputs)
+    model.compile(keras.optimizers.SGD(1.0), loss="mse")
+    shake(model.trainable_variables, 0.7)
+
+    with tf.GradientTape() as tape:
+        total = 0.0
+        first = layer.distribution(tf.constant(X))
+        for b1 in binary_states(3, (-1.0, 1.0)):
+            second = layer.distribution(b1[tf.newaxis])
+            for b2 in binary_states(3, (-1.0, 1.0)):
+                cost = tf.reduce_mean((model.get_layer("outputs")(b2[tf.newaxis]) - Y) ** 2)
+                log_p = first.log_prob(b1[tf.newaxis]) + second.log_prob(b2[tf.newaxis])
+                total += tf.exp(log_p)[0] * cost
+    expected = tape.gradient(total, [v.value for v in model_variables(model)])
+    assert set(model.estimate(X, Y).estimates) == {"b", "b:1"}
+    for exact, samples in zip(expected, gradients_of_train_steps(model), strict=True):
+        assert np.abs(z_scores(samples, np.asarray(exact))).max() < 4.5
+
+
+# Keras.
+
+
+def small_model(estimator="relaxed_rebar", **arguments):
+    inputs = keras.Input([3])
+    b = relax_tf.StochasticBinaryLayer(4, estimator, name="b", **arguments)(inputs)
+    return relax_tf.RelaxModel(inputs, keras.layers.Dense(2, name="outputs")(b))
+
+
+@keras.saving.register_keras_serializable("relax_tf_tests")
+class Subclassed(relax_tf.RelaxModel):
+    def __init__(self, estimator="relaxed_rebar", **kwargs):
+        super().__init__(**kwargs)
+        self.b = relax_tf.StochasticBinaryLayer(4, estimator, name="b")
+        self.outputs_layer = keras.layers.Dense(2)
+        self.estimator_id = estimator
+
+    def call(self, x, training=None):
+        return self.outputs_layer(self.b(x))
+
+    def get_config(self):
+        return {**super().get_config(), "estimator": self.estimator_id}
+
+
+@keras.saving.register_keras_serializable("relax_tf_tests")
+class FunctionalSubclass(relax_tf.RelaxModel):
+    def __init__(self):
+        inputs = keras.Input([3])
+        b = relax_tf.StochasticBinaryLayer(4, name="b")(inputs)
+        super().__init__(inputs=inputs, outputs=keras.layers.Dense(2)(b))
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+
+def data(count=32):
+    random = np.random.RandomState(0)
+    return random.normal(size=[count, 3]).astype("f"), random.normal(size=[count, 2]).astype("f")
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([0, 1, 2])))
+def test_both_kinds_of_model_live_together_in_any_order(order):
+    makers = [small_model, Subclassed, FunctionalSubclass]
+    for index in order:
+        model = makers[index]()
+        assert isinstance(model, relax_tf.RelaxModel)
+        model.compile("adam", loss="mse")
+        model.fit(*data(), verbose=0)
+    assert relax_tf.RelaxModel.__bases__[1] is keras.Model
+
+
+EXECUTION = [
+    {"run_eagerly": True},
+    {"jit_compile": False},
+    {"jit_compile": True},
+    {"jit_compile": True, "steps_per_execution": 4},
+]
+
+
+@pytest.mark.parametrize("maker", [small_model, Subclassed, FunctionalSubclass])
+def test_execution_modes_train_alike(maker):
+    weights = []
+    for mode in EXECUTION:
+        keras.utils.set_random_seed(0)
+        model = maker()
+        model.compile("sgd", loss="mse", **mode)
+        model.fit(*data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for other in weights[1:]:
+        for a, b in zip(weights[0], other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("maker", [small_model, Subclassed, FunctionalSubclass])
+def test_saved_model_continues_as_the_original_would(maker, tmp_path):
+    model = maker()
+    model.compile("adam", loss="mse")
+    model.fit(*data(), batch_size=8, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is type(model)
+    for each in (model, loaded):
+        each.fit(*data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_logs_hold_loss_second_moments_and_control_variate_norms():
+    inputs = keras.Input([3])
+    b1 = relax_tf.StochasticBinaryLayer(4, "reinforce", name="b1")(inputs)
+    b2 = relax_tf.StochasticBinaryLayer(4, "rebar", name="b2")(b1)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(b2))
+    model.compile("sgd", loss="mse", metrics=["mae"])
+    history = model.fit(*data(), validation_data=data(), verbose=0).history
+    training = {"loss", "mae", "b1_second_moment", "b2_second_moment", "b2_control_variate_norm"}
+    assert set(history) == training | {"val_loss", "val_mae"}
+    assert all(np.isfinite(values).all() for values in history.values())
+
+
+def test_concrete_logs_its_relaxed_loss_by_that_name():
+    model = small_model("concrete")
+    model.compile("sgd", loss="mse")
+    history = model.fit(*data(), verbose=0).history
+    assert history["relaxed_loss"] == history["loss"]
+    model = small_model("straight_through")
+    model.compile("sgd", loss="mse")
+    assert "relaxed_loss" not in model.fit(*data(), verbose=0).history
+
+
+def test_learning_rate_schedules_touch_the_model_only():
+    model = small_model()
+    model.compile(relax_tf.RelaxOptimizer("sgd", keras.optimizers.SGD(0.5)), loss="mse")
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.125)
+    model.fit(*data(), callbacks=[schedule], verbose=0)
+    rates = [float(optimizer.learning_rate) for optimizer in model.optimizer.optimizers]
+    assert rates == [0.125, 0.5]
+
+
+def test_both_groups_train():
+    model = small_model()
+    model.compile("adam", loss="mse")
+    before = [v.numpy() for v in model.trainable_variables]
+    model.fit(*data(), epochs=3, verbose=0)
+    for variable, value in zip(model.trainable_variables, before, strict=True):
+        assert (variable.numpy() != value).any(), variable.path
+
+
+def test_zero_rate_keeps_the_control_variate_still():
+    model = small_model()
+    model.compile(relax_tf.RelaxOptimizer("sgd", keras.optimizers.SGD(0.0)), loss="mse")
+    phi = model.get_layer("b").estimator.trainable_variables
+    before = [v.numpy() for v in phi]
+    model.fit(*data(), verbose=0)
+    for variable, value in zip(phi, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_mixed_precision_trains():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = small_model()
+    model.compile("adam", loss="mse")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    history = model.fit(*data(), epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert model(data()[0]).dtype == tf.float16
+    assert model.estimate(*data()).estimates["b"].gradient.dtype == tf.float32
+
+
+# The cost.
+
+
+def deterministic_twins(loss, loss_weights=None, structure="single"):
+    """A RelaxModel that emits means in evaluation, and the same layers in a keras.Model."""
+    inputs = keras.Input([3])
+    layer = relax_tf.StochasticBinaryLayer(4, inference="mean")
+    hidden = layer(inputs)
+    first = keras.layers.Dense(2, activation="sigmoid", name="first")(hidden)
+    second = keras.layers.Dense(3, activation="softmax", name="second")(hidden)
+    outputs = {"single": first, "dict": {"a": first, "b": second}, "list": [first, second]}
+    models = [cls(inputs, outputs[structure]) for cls in (relax_tf.RelaxModel, keras.Model)]
+    for model in models:
+        model.compile("sgd", loss=loss, loss_weights=loss_weights)
+    return models
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "mse",
+        "binary_crossentropy",
+        keras.losses.Huber(),
+        keras.losses.MeanAbsoluteError(reduction="sum"),
+        lambda y, p: keras.ops.abs(y - p),
+        relax_tf.losses.BernoulliNegativeLogLikelihood(),
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_is_keras_s(loss, weighted):
+    ours, theirs = deterministic_twins(loss)
+    x, _ = data()
+    y = np.random.RandomState(1).randint(0, 2, [32, 2]).astype("f")
+    weight = np.linspace(0, 3, 32).astype("f") if weighted else None
+    values = [m.evaluate(x, y, sample_weight=weight, verbose=0) for m in (ours, theirs)]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("structure", ["dict", "list"])
+def test_several_losses_are_weighted_like_keras_s(structure):
+    losses = {"a": "mse", "b": "sparse_categorical_crossentropy"}
+    weights = {"a": 0.3, "b": 2.0}
+    x, _ = data()
+    y = {"a": np.ones([32, 2], "f"), "b": np.arange(32) % 3}
+    if structure == "list":
+        losses, weights, y = (list(value.values()) for value in (losses, weights, y))
+    ours, theirs = deterministic_twins(losses, weights, structure)
+    logs = [model.evaluate(x, y, return_dict=True, verbose=0) for model in (ours, theirs)]
+    assert set(logs[0]) == set(logs[1])
+    for name, value in logs[1].items():
+        np.testing.assert_allclose(logs[0][name], value, rtol=1e-5)
+    assert np.isfinite(ours.fit(x, y, verbose=0).history["loss"]).all()
+
+
+def test_sample_weight_multiplies_the_whole_cost():
+    model = small_model(prior="uniform")
+    model.compile("sgd", loss="mse")
+    x, y = data()
+    weight = np.linspace(0, 2, 32).astype("f")
+    plain, weighted = (
+        model.estimate(x, y, sample_weight=w).estimates["b"] for w in (np.ones(32, "f"), weight)
+    )
+    assert weighted.cost[0] == 0
+    np.testing.assert_array_equal(weighted.gradient[0], np.zeros(4))
+    assert (np.abs(plain.gradient[0]) > 0).any()
+
+
+def test_regularisers_and_add_loss_join_the_surrogate_once():
+    model = small_model("rebar", kernel_regularizer=keras.regularizers.L2(0.1))
+    model.compile("sgd", loss="mse")
+    x, y = data()
+    result = model.estimate(x, y)
+    kernel = model.get_layer("b").kernel.numpy()
+    expected = np.mean(result.estimates["b"].cost) + 0.1 * np.sum(kernel**2)
+    np.testing.assert_allclose(result.surrogate, expected, rtol=1e-5)
+
+
+def test_kl_of_layers_joins_the_cost():
+    model = small_model(prior="learned")
+    model.compile("sgd", loss=None)  # nothing but the KL
+    layer = model.get_layer("b")
+    shake(layer.trainable_variables)
+    x, _ = data()
+    expected = tf.reduce_mean(layer.kl_divergence(layer.distribution(tf.constant(x)), None))
+    np.testing.assert_allclose(model.evaluate(x, verbose=0), expected, rtol=1e-5)
+
+
+def test_compute_cost_sees_the_latents_of_each_pass():
+    class Custom(Subclassed):
+        seen = ()
+
+        def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+            latent = latents["b"]
+            assert latent.theta.shape == latent.z.shape == latent.sample.shape
+            self.seen = (*self.seen, latent.sample.numpy())
+            return tf.reduce_sum((y_pred - y) ** 2, -1)
+
+    model = Custom("rebar")
+    model.compile("sgd", run_eagerly=True)
+    model.train_on_batch(*data())
+    hard, relaxed = model.seen
+    assert set(np.unique(hard)) <= {0, 1}
+    assert ((0 < relaxed) & (relaxed < 1)).any()
+
+
+def test_black_box_cost_trains_with_relax_and_is_refused_by_rebar():
+    def loss(y, p):
+        value = tf.numpy_function(lambda y, p: ((y - p) ** 2).mean(-1), [y, p], tf.float32)
+        return tf.ensure_shape(value, [None])
+
+    model = small_model("relax")
+    model.compile(keras.optimizers.SGD(0.1), loss=loss)
+    kernel = model.get_layer("b").kernel.numpy()
+    model.fit(*data(), verbose=0)
+    assert (model.get_layer("b").kernel.numpy() != kernel).any()
+    for estimator in ("rebar", "relaxed_rebar"):
+        for arguments in ({}, {"prior": "learned", "kl": "sampled"}):
+            model = small_model(estimator, **arguments)
+            model.compile("sgd", loss=loss)
+            with pytest.raises(ValueError, match="'relax'"):
+                model.fit(*data(), verbose=0)
+
+
+# State and coupling.
+
+
+def test_replays_share_dropout_and_leave_no_trace():
+    inputs = keras.Input([3])
+    normed = keras.layers.BatchNormalization()(inputs)
+    b = relax_tf.StochasticBinaryLayer(4, "relaxed_rebar", name="b")(normed)
+    dropout = keras.layers.Dropout(0.5, seed=1)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(dropout(b)))
+    model.compile("sgd", loss="mse")
+    x, y = map(tf.constant, data())
+    costs = []
+    original = model._replayed_cost
+
+    def spy(hard, index, *args):
+        costs.append(original(hard, index, *args)(list(hard.latents.values())[index].sample))
+        return original(hard, index, *args)
+
+    model._replayed_cost = spy
+    before = dropout.seed_generator.state.numpy()
+    mean = model.layers[1].moving_mean.numpy()
+    estimate = model.estimate(x, y).estimates["b"]
+    np.testing.assert_allclose(costs[0], estimate.cost, rtol=1e-6)
+    np.testing.assert_array_equal(dropout.seed_generator.state.numpy() - before, [0, 1])
+    expected = 0.99 * mean + 0.01 * np.mean(x, 0)
+    np.testing.assert_allclose(model.layers[1].moving_mean, expected, rtol=1e-5, atol=1e-7)
+
+
+def normalised(subclass):
+    if subclass:
+
+        class Model(Subclassed):
+            def __init__(self):
+                super().__init__()
+                self.norm = keras.layers.BatchNormalization(name="norm")
+
+            def call(self, x, training=None):
+                return self.norm(super().call(x))
+
+        return Model()
+    inputs = keras.Input([3])
+    b = relax_tf.StochasticBinaryLayer(4)(inputs)
+    return relax_tf.RelaxModel(inputs, keras.layers.BatchNormalization(name="norm")(b))
+
+
+@pytest.mark.parametrize("subclass", [False, True])
+def test_batch_normalisation_downstream_of_a_sample_is_refused(subclass):
+    x, y = data()
+    y = y if subclass else np.ones([32, 4], "f")
+    model = normalised(subclass)
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match="norm.*allow_batch_normalization"):
+        model.fit(x, y, verbose=0)
+    model.allow_batch_normalization = True
+    model.fit(x, y, verbose=0)
+    model = normalised(subclass)
+    model(x)
+    model.get_layer("norm").trainable = False
+    model.compile("sgd", loss="mse")
+    model.fit(x, y, verbose=0)
+
+
+def test_batch_normalisation_beside_a_sample_is_fine():
+    inputs = keras.Input([3])
+    b = relax_tf.StochasticBinaryLayer(3)(inputs)
+    beside = keras.layers.BatchNormalization()(keras.layers.Dense(3)(keras.layers.Dense(3)(inputs)))
+    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(keras.layers.Add()([b, beside])))
+    model.compile("sgd", loss="mse")
+    model.fit(*data(), verbose=0)
+
+
+def test_two_layers_with_the_same_seed_draw_different_noise():
+    inputs = keras.Input([3])
+    layers = [relax_tf.StochasticBinaryLayer(50, "reinforce", seed=1, name=n) for n in "ab"]
+    outputs = keras.layers.Concatenate()([layer(inputs) for layer in layers])
+    model = relax_tf.RelaxModel(inputs, outputs)
+    model.compile("sgd", loss=lambda y, p: keras.ops.sum(p, -1))
+    estimates = model.estimate(tf.zeros([4, 3]), tf.zeros([4, 1])).estimates
+    assert (estimates["a"].sample.numpy() != estimates["b"].sample.numpy()).any()
