@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from relax_tf.graph import may_depend
 from relax_tf.layers import StochasticLayer
 from relax_tf.passes import TrainingPass
 
@@ -27,7 +28,12 @@ def refuse_batch_normalization(model: Any, x: Any) -> None:
     ]
     if not norms:
         return
-    culprits = [norm.name for norm in _after_a_sample(model, x, norms) if _below(model, norm)]
+    stochastic = [layer for layer in model._flatten_layers() if isinstance(layer, StochasticLayer)]
+    culprits = [
+        norm.name
+        for norm in _after_a_sample(model, x, norms)
+        if any(may_depend(model, norm, on=layer) for layer in stochastic)
+    ]
     if culprits:
         raise ValueError(
             f"batch normalisation {culprits} runs in training mode downstream of a stochastic "
@@ -68,29 +74,3 @@ class _Probe(TrainingPass):
         if self.before is None:
             self.before = self._statistics()
         return super()._choose(index, layer, dist)
-
-
-def _below(model: Any, norm: keras.layers.Layer) -> bool:
-    """Whether `norm` may depend on a sample by the graph of a functional model.
-
-    True for other models, and where one operation (a nested model) holds both.
-    """
-    if not hasattr(model, "_nodes_by_depth"):
-        return True
-    tainted = set()
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            above = any(parent in tainted for parent in node.parent_nodes)
-            inside = _layers_of(node.operation)
-            stochastic = any(isinstance(layer, StochasticLayer) for layer in inside)
-            if norm in inside and (above or stochastic):
-                return True
-            if above or stochastic:
-                tainted.add(node)
-    return False
-
-
-def _layers_of(operation: Any) -> list:
-    if not isinstance(operation, keras.layers.Layer):
-        return []
-    return list(operation._flatten_layers())

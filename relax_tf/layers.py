@@ -5,6 +5,7 @@ prediction it samples (or emits its mean). In training its estimator decides wha
 how the gradient comes back to theta.
 """
 
+import weakref
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from relax_tf import estimators
 from relax_tf.distributions import Bernoulli, Distribution
 from relax_tf.distributions.bernoulli import check_support
 from relax_tf.distributions.noise import fold_in, make_seed
+from relax_tf.estimators.estimate import batch_mean
 from relax_tf.passes import active_pass
 from relax_tf.validation import one_of, positive_integer
 
@@ -40,6 +42,7 @@ class StochasticLayer(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.estimator = estimators.get(estimator)
         self.prior = one_of(prior, [None, "uniform", "learned"], "prior")
         self.kl = one_of(kl, ["analytic", "sampled"], "kl")
@@ -54,12 +57,20 @@ class StochasticLayer(keras.layers.Layer):
         """`p(b|theta)` for these inputs."""
         raise NotImplementedError
 
-    def prior_distribution(self) -> Distribution:
-        """The prior over one event, with a batch axis of size 1."""
+    def prior_distribution(self, event_rank: int = 1) -> Distribution:
+        """The prior over one event, with a batch axis (and further event axes) of size 1."""
         raise NotImplementedError
 
     def build_estimator(self, theta_shape: tuple, input_shape: tuple) -> None:
         """Creates the estimator's variables; a subclass calls it at the end of `build`."""
+        owner = getattr(self.estimator, "owner", lambda: None)()
+        if owner not in (None, self):
+            raise ValueError(
+                f"layer {self.name!r} was given the estimator instance of layer {owner.name!r}. "
+                "Each layer learns a control variate of its own: pass an id, a config or a new "
+                "instance."
+            )
+        self.estimator.owner = weakref.ref(self)
         if not self.estimator.built:
             self.estimator.build(tuple(theta_shape), tuple(input_shape))
         if self.estimator.trainable_variables:
@@ -67,7 +78,12 @@ class StochasticLayer(keras.layers.Layer):
 
     # What a pass asks.
 
-    def call(self, inputs, training=None):
+    def call(self, inputs, training=None, mask=None):
+        if mask is not None and self.prior is not None:
+            raise ValueError(
+                f"layer {self.name!r} received a mask, but its KL would count masked steps too. "
+                "Use prior=None and add a masked KL in `compute_cost`."
+            )
         dist = self.distribution(inputs)
         current = active_pass()
         sample = (
@@ -78,6 +94,13 @@ class StochasticLayer(keras.layers.Layer):
         return tf.cast(sample, self.compute_dtype)
 
     def _sample_alone(self, dist: Distribution, training: bool | None) -> tf.Tensor:
+        """The sample where no pass of a RelaxModel is active; the KL joins by `add_loss`."""
+        sample = self._sample_without_pass(dist, training)
+        if self.prior is not None:
+            self.add_loss(batch_mean(self.kl_divergence(dist, sample)))
+        return sample
+
+    def _sample_without_pass(self, dist: Distribution, training: bool | None) -> tf.Tensor:
         if not training:
             return dist.mean() if self.inference == "mean" else dist.draw(self.next_seed()).b
         if self.estimator.needs_cost:
@@ -94,7 +117,7 @@ class StochasticLayer(keras.layers.Layer):
         """`KL(p(b|theta) || prior)`, `[batch]`, exact or at the sample; None without a prior."""
         if self.prior is None:
             return None
-        prior = self.prior_distribution()
+        prior = self.prior_distribution(event_rank=dist.shape.rank - 1)
         if self.kl == "analytic":
             return dist.kl_divergence(prior)
         return dist.log_prob(sample) - prior.log_prob(sample)
@@ -122,12 +145,17 @@ class StochasticLayer(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "estimator": estimators.serialize(self.estimator),
+            "estimator": _without_shapes(estimators.serialize(self.estimator)),
             "prior": self.prior,
             "kl": self.kl,
             "inference": self.inference,
             "seed": self.seed,
         }
+
+
+def _without_shapes(config: dict[str, Any]) -> dict[str, Any]:
+    """A serialised estimator that takes its shapes from the layer that builds it."""
+    return {key: value for key, value in config.items() if key != "build_config"}
 
 
 class _Tracked:
@@ -213,7 +241,7 @@ class StochasticBinaryLayer(StochasticLayer):
         super().__init__(estimator, prior, kl, inference, seed, **kwargs)
         self.units = positive_integer(units, "units")
         self.support = check_support(support)
-        self.logits = keras.layers.Dense(
+        self.dense = keras.layers.Dense(
             self.units,
             use_bias=use_bias,
             kernel_initializer=kernel_initializer,
@@ -227,15 +255,15 @@ class StochasticBinaryLayer(StochasticLayer):
     @property
     def kernel(self) -> keras.Variable:
         """W, shape `[features, units]`."""
-        return self.logits.kernel
+        return self.dense.kernel
 
     @property
     def bias(self) -> keras.Variable | None:
         """beta, shape `[units]`."""
-        return self.logits.bias
+        return self.dense.bias
 
     def build(self, input_shape):
-        self.logits.build(input_shape)
+        self.dense.build(input_shape)
         if self.prior is not None:
             self.prior_logits = self.add_weight(
                 name="prior_logits",
@@ -249,13 +277,14 @@ class StochasticBinaryLayer(StochasticLayer):
         return (*input_shape[:-1], self.units)
 
     def distribution(self, inputs):
-        return Bernoulli(self.logits(inputs), self.support)
+        return Bernoulli(self.dense(inputs), self.support)
 
-    def prior_distribution(self):
-        return Bernoulli(tf.convert_to_tensor(self.prior_logits)[tf.newaxis], self.support)
+    def prior_distribution(self, event_rank=1):
+        logits = tf.reshape(tf.convert_to_tensor(self.prior_logits), [1] * event_rank + [-1])
+        return Bernoulli(logits, self.support)
 
     def get_config(self) -> dict[str, Any]:
-        dense = self.logits.get_config()
+        dense = self.dense.get_config()
         shared = (
             "units",
             "use_bias",

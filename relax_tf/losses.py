@@ -40,16 +40,17 @@ class BernoulliNegativeLogLikelihood(keras.losses.Loss):
         return tf.reduce_sum(losses, axis=list(range(1, losses.shape.rank)))
 
 
-def per_example(compile_loss: Any, y: Any, y_pred: Any) -> tf.Tensor:
+def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
     """The compiled losses of a model, weighted and summed, one value per example: `[batch]`.
 
-    Keras resolves ids, output structures and `loss_weights` in a `CompileLoss`; this calls it
-    with each of its losses replaced by its per-example form. The mean over the batch is the
-    scalar that Keras would have computed.
+    Keras resolves ids, output structures and weights in a `CompileLoss`; this calls it with each
+    of its losses replaced by its per-example form. The mean over the batch is the scalar that
+    Keras would have computed.
 
     Args:
         compile_loss: the model's `_compile_loss`.
         y, y_pred: targets and predictions, in the structure that `compile` was told of.
+        sample_weight: None, one tensor, or one for each output.
     """
     if not compile_loss.built:
         compile_loss(y, y_pred)
@@ -57,7 +58,7 @@ def per_example(compile_loss: Any, y: Any, y_pred: Any) -> tf.Tensor:
     compile_loss._flat_losses = [item._replace(loss=_PerExample(item.loss)) for item in flat_losses]
     compile_loss._metrics = [None] * len(flat_losses)  # each output's loss is tracked elsewhere
     try:
-        return compile_loss(y, y_pred)
+        return compile_loss(y, y_pred, sample_weight)
     finally:
         compile_loss._flat_losses, compile_loss._metrics = flat_losses, metrics
 
@@ -69,10 +70,9 @@ class _PerExample:
         self.loss = loss
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        del sample_weight  # multiplies the example's whole cost, not this loss
         reduction, self.loss.reduction = self.loss.reduction, None
         try:
-            values = self.loss(y_true, y_pred)
+            values = self.loss(y_true, y_pred, sample_weight)
         finally:
             self.loss.reduction = reduction
         if values.shape.rank == 0:
@@ -81,18 +81,20 @@ class _PerExample:
                 "samples need one value per example: return shape [batch, ...] and leave the "
                 "average over the batch to us."
             )
-        return tf.reduce_mean(values, axis=list(range(1, values.shape.rank))) * self._scale(
-            values, y_pred, reduction
-        )
+        mean = tf.reduce_mean(values, axis=list(range(1, values.shape.rank)))
+        return mean * self._scale(values, y_pred, sample_weight, reduction)
 
     @staticmethod
-    def _scale(values, y_pred, reduction):
+    def _scale(values, y_pred, sample_weight, reduction):
         """What makes the mean over the batch equal to Keras's scalar."""
         size = tf.cast(tf.size(values), values.dtype)
+        mask = getattr(y_pred, "_keras_mask", None)
         if reduction == "sum":
             return size
-        mask = getattr(y_pred, "_keras_mask", None)
-        if mask is None:
+        if reduction == "mean_with_sample_weight" and sample_weight is not None:
+            divisor = tf.cast(sample_weight, values.dtype)
+        elif reduction != "mean_with_sample_weight" and mask is not None:
+            divisor = tf.broadcast_to(tf.cast(mask, values.dtype), tf.shape(values))
+        else:
             return tf.ones([], values.dtype)
-        valid = tf.reduce_sum(tf.broadcast_to(tf.cast(mask, values.dtype), tf.shape(values)))
-        return tf.math.divide_no_nan(size, valid)
+        return tf.math.divide_no_nan(size, tf.reduce_sum(divisor))

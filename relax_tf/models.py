@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from relax_tf import losses
 from relax_tf.batch_coupling import refuse_batch_normalization
+from relax_tf.control_variates import is_control_variate
 from relax_tf.distributions import Draw
 from relax_tf.estimators.estimate import (
     Estimate,
@@ -20,6 +21,7 @@ from relax_tf.estimators.estimate import (
     package,
     path_to_theta,
 )
+from relax_tf.graph import may_depend
 from relax_tf.layers import StochasticLayer
 from relax_tf.optimizers import wrap_optimizer
 from relax_tf.passes import EvaluationPass, Latent, Pass, Replay, TrainingPass
@@ -68,22 +70,25 @@ class RelaxTrainer:
             y_pred: the model's output in this pass.
             latents: for each stochastic layer by name (`name:1` for a second call) its
                 `theta`, `z`, `sample`, `dist` and `kl` of this pass.
-            sample_weight: `[batch]` or None; multiplies the example's whole cost.
+            sample_weight: `[batch]`, or one such for each output (their mean weighs the KL), or
+                None; multiplies the example's whole cost.
 
         Returns:
             By default the compiled losses, weighted by `loss_weights`, plus every layer's KL.
         """
         del x
-        parts = [latent.kl for latent in latents.values() if latent.kl is not None]
+        kls = [latent.kl for latent in latents.values() if latent.kl is not None]
+        parts = []
         if self._compile_loss is not None:
-            parts.append(losses.per_example(self._compile_loss, y, y_pred))
+            parts.append(losses.per_example(self._compile_loss, y, y_pred, sample_weight))
+        if kls:
+            parts.append(_weighted(tf.add_n(kls), sample_weight))
         if not parts:
             raise ValueError(
                 f"model {self.name!r} has no cost: compile it with a `loss`, give a stochastic "
                 "layer a `prior`, or override `compute_cost`."
             )
-        cost = tf.add_n([tf.cast(part, parts[0].dtype) for part in parts])
-        return cost if sample_weight is None else cost * _per_example_weight(sample_weight, cost)
+        return tf.add_n([tf.cast(part, parts[-1].dtype) for part in parts])
 
     # Estimates.
 
@@ -95,7 +100,8 @@ class RelaxTrainer:
 
         Returns:
             A `ModelEstimate`. Call under a `tf.GradientTape` to differentiate its `surrogate`
-            and `control_variate_loss`; their gradients reach disjoint sets of variables.
+            and `control_variate_loss`; their gradients reach disjoint sets of variables. Like a
+            training step it draws from the layers' generators and moves their state.
 
         Raises:
             ValueError: if the model has no stochastic layer or no cost, if the cost is not one
@@ -128,10 +134,16 @@ class RelaxTrainer:
         frozen = [(variable, tf.stop_gradient(value)) for variable, value in state]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             hard = TrainingPass(tape)
-            with _HardScope(state, collect_losses=True) as scope:
+            with _PassScope(state) as scope:
                 y_pred = self._run(hard, x, training=True)
+                if not hard.latents:
+                    raise ValueError(
+                        f"RelaxModel {self.name!r} called no stochastic layer: there is nothing to "
+                        "estimate. Add one, such as relax_tf.StochasticBinaryLayer, or use a "
+                        "keras.Model."
+                    )
                 f_b = self._cost(hard, x, y, y_pred, sample_weight)
-                added_losses = self.losses
+            added = [*scope.losses, *_penalties(self, of_control_variates=False)]
             estimates, objective = {}, batch_mean(f_b)
             for index, (name, latent) in enumerate(hard.latents.items()):
                 if latent.layer.estimator.needs_cost:
@@ -142,8 +154,11 @@ class RelaxTrainer:
         scope.commit()
         result = ModelEstimate(
             {name: estimates[name] for name in hard.latents},
-            tf.add_n([objective, *(tf.cast(loss, objective.dtype) for loss in added_losses)]),
-            tf.add_n([estimate.control_variate_loss for estimate in estimates.values()]),
+            _sum(objective, added),
+            _sum(
+                tf.add_n([estimate.control_variate_loss for estimate in estimates.values()]),
+                _penalties(self, of_control_variates=True),
+            ),
         )
         return result, hard, y_pred
 
@@ -162,10 +177,14 @@ class RelaxTrainer:
         The replay runs on the frozen state from before the hard pass: it draws the same dropout
         masks, moves no statistics, and no gradient of it reaches the model.
         """
-        relaxed = list(hard.latents.values())[index].layer.estimator.replay == "relaxed"
+        layer = list(hard.latents.values())[index].layer
+        relaxed = layer.estimator.replay == "relaxed"
+
+        def is_downstream(other: StochasticLayer) -> bool:
+            return may_depend(self, other, on=layer)
 
         def cost(sample: tf.Tensor) -> tf.Tensor:
-            replay = Replay(hard, index, sample, relaxed)
+            replay = Replay(hard, index, sample, relaxed, is_downstream)
             with keras.StatelessScope(frozen):
                 y_pred = self._run(replay, x, training=True)
                 return self._cost(replay, x, y, y_pred, sample_weight)
@@ -189,7 +208,8 @@ class RelaxTrainer:
             total = scale * (result.surrogate + result.control_variate_loss)
         variables = self.trainable_variables
         gradients = tape.gradient(total, variables)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        if variables:
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
         self._track_loss(x, y, y_pred, sample_weight, result.surrogate)
         by_variable = dict(zip(map(id, variables), gradients, strict=True))
@@ -211,16 +231,23 @@ class RelaxTrainer:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._ensure_built(x)
         evaluation = EvaluationPass()
-        y_pred = self._run(evaluation, x, training=False)
-        added_losses = self.losses
-        cost = self.compute_cost(x, y, y_pred, evaluation.latents, sample_weight=sample_weight)
-        loss = tf.add_n([batch_mean(cost), *(tf.cast(term, cost.dtype) for term in added_losses)])
-        self._track_loss(x, y, y_pred, sample_weight, loss)
+        with _PassScope() as scope:
+            y_pred = self._run(evaluation, x, training=False)
+            cost = self.compute_cost(x, y, y_pred, evaluation.latents, sample_weight=sample_weight)
+        scope.commit()
+        added = [*scope.losses, *_penalties(self, of_control_variates=False)]
+        self._track_loss(x, y, y_pred, sample_weight, _sum(batch_mean(cost), added))
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        training_only = {
-            metric.name for latent in evaluation.latents.values() for metric in latent.layer.metrics
-        }
+        training_only = {metric.name for metric in self._training_metrics()}
         return {name: value for name, value in logs.items() if name not in training_only}
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return [*super().metrics, *self._training_metrics()]
+
+    def _training_metrics(self) -> list[keras.metrics.Metric]:
+        layers = [layer for layer in self._flatten_layers() if isinstance(layer, StochasticLayer)]
+        return [metric for layer in layers for metric in layer.tracked.metrics.values()]
 
     def _track_loss(self, x, y, y_pred, sample_weight, loss) -> None:
         examples = tf.shape(keras.tree.flatten(x)[0])[0]
@@ -306,16 +333,16 @@ def _make_functional(cls: type) -> None:
             _make_functional(base)
 
 
-class _HardScope(keras.StatelessScope):
-    """Collects what the hard pass would assign (seeds, moving statistics) until `commit`.
+class _PassScope(keras.StatelessScope):
+    """Collects `add_loss` terms and what a pass would assign (seeds, statistics) until `commit`.
 
-    Replays come in between and must not see it. There is a second reason to read every variable
-    once and to write last: where the replays of a step read it anew, TensorFlow's graph optimizer
-    (2.21) was seen to let such a read slip behind the optimizer's update.
+    Replays come in between and must not see it. There is a second reason to read each variable
+    once and to write last: where the replays of a step read variables anew, TensorFlow's graph
+    optimizer (2.21) was seen to let such a read slip behind the optimizer's update.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, state: list[tuple[keras.Variable, tf.Tensor]] | None = None):
+        super().__init__(state, collect_losses=True)
         self._assigned = {}
 
     def add_update(self, update):
@@ -325,6 +352,19 @@ class _HardScope(keras.StatelessScope):
     def commit(self) -> None:
         for variable in self._assigned.values():
             variable.assign(self.get_current_value(variable))
+
+
+def _penalties(model: keras.Model, of_control_variates: bool) -> list[tf.Tensor]:
+    """The weight regularisers' losses of one of the two groups."""
+    return [
+        variable.regularizer(variable)
+        for variable in model.trainable_weights
+        if variable.regularizer is not None and is_control_variate(variable) == of_control_variates
+    ]
+
+
+def _sum(value: tf.Tensor, others: list[tf.Tensor]) -> tf.Tensor:
+    return tf.add_n([value, *(tf.cast(other, value.dtype) for other in others)])
 
 
 def _estimate_latent(latent: Latent, f_b: tf.Tensor, cost: Any) -> Estimate:
@@ -348,24 +388,23 @@ def _pathwise_estimates(
     estimates = {}
     for (name, latent), df_dz in zip(pathwise.items(), gradients, strict=True):
         df_dz = None if df_dz is None else examples * df_dz
-        gradient = latent.layer.estimator.estimate_on_path(latent.dist, latent.z, df_dz)
-        estimates[name] = package(latent.dist, latent.sample, f_b, gradient)
+        gradient = latent.layer.estimator.estimate_on_path(latent.dist, latent.z, f_b, df_dz)
+        estimate = package(latent.dist, latent.sample, f_b, gradient)
+        # Here f(b) itself leads backpropagation through the sample.
+        estimates[name] = estimate._replace(surrogate=batch_mean(f_b))
     return estimates
 
 
-def _per_example_weight(sample_weight: Any, cost: tf.Tensor) -> tf.Tensor:
-    if keras.tree.is_nested(sample_weight):
-        raise ValueError(
-            "RelaxModel takes one `sample_weight` per example, which multiplies its whole cost; "
-            "weights for each output are not supported. "
-            f"Received a structure: {keras.tree.map_structure(lambda w: w.shape, sample_weight)}"
-        )
-    weight = tf.cast(sample_weight, cost.dtype)
-    if weight.shape.rank == 2 and weight.shape[-1] == 1:
-        weight = tf.squeeze(weight, -1)
-    if weight.shape.rank != 1:
-        raise ValueError(
-            "`sample_weight` must have one value per example, shape [batch]. "
-            f"Received shape: {tuple(weight.shape)}"
-        )
-    return weight
+def _weighted(kl: tf.Tensor, sample_weight: Any) -> tf.Tensor:
+    """The KL times the example's weight; with one weight for each output, times their mean."""
+    weights = [weight for weight in keras.tree.flatten(sample_weight) if weight is not None]
+    for weight in weights:
+        if weight.shape.rank > 1 and weight.shape[1:].num_elements() != 1:
+            raise ValueError(
+                "`sample_weight` must have one value per example, shape [batch], in a model with "
+                f"KL terms. Received shape: {tuple(weight.shape)}"
+            )
+    if not weights:
+        return kl
+    flat = [tf.reshape(tf.cast(weight, kl.dtype), [-1]) for weight in weights]
+    return kl * tf.add_n(flat) / len(flat)

@@ -66,6 +66,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
                 "own state. Pass None for a fresh copy of the first."
             )
         by_side = _BySide(optimizer, control_variate_optimizer)
+        loss_scale_factor = loss_scale_factor or optimizer.loss_scale_factor
         super().__init__(by_side, loss_scale_factor=loss_scale_factor, name=name)
 
     @property

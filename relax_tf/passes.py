@@ -10,6 +10,7 @@ emits what the pass answers. Three kinds:
 
 import dataclasses
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -115,24 +116,39 @@ class TrainingPass(Pass):
 class Replay(Pass):
     """A training pass once more, with the sample of call number `index` replaced.
 
-    Calls before it keep their samples. Calls after it meet another theta: they keep their noise,
-    `z = theta + eps`, since keeping the value of z or b would hide their dependence on the
-    replaced sample. They emit relaxed samples if `relaxed`, else what their estimators emit.
+    Calls that cannot depend on it keep their samples. Calls downstream meet another theta: they
+    keep their noise, `z = theta + eps`, since keeping the value of z or b would hide their
+    dependence on the replaced sample. They emit relaxed samples if `relaxed`, else what their
+    estimators emit.
+
+    Args:
+        original: the pass to repeat.
+        index, sample: the call whose sample is replaced, and by what.
+        relaxed: what calls downstream emit.
+        is_downstream: tells of a later call's layer whether it may depend on this call's sample.
     """
 
-    def __init__(self, original: Pass, index: int, sample: tf.Tensor, relaxed: bool):
+    def __init__(
+        self,
+        original: Pass,
+        index: int,
+        sample: tf.Tensor,
+        relaxed: bool,
+        is_downstream: Callable[[Any], bool],
+    ):
         super().__init__()
         self._originals = list(original.latents.values())
         self._index = index
         self._sample = sample
         self._relaxed = relaxed
+        self._is_downstream = is_downstream
 
     def _choose(self, index, layer, dist):
         original = self._original(index, layer)
-        if index < self._index:
-            return original.eps, original.z, tf.stop_gradient(original.sample)
         if index == self._index:
             return original.eps, original.z, self._sample
+        if index < self._index or not self._is_downstream(layer):
+            return original.eps, original.z, tf.stop_gradient(original.sample)
         draw = dist.from_noise(original.eps)
         if self._relaxed:
             temperature = tf.cast(layer.estimator.temperature, dist.dtype)

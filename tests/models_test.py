@@ -231,6 +231,7 @@ EXECUTION = [
 
 @pytest.mark.parametrize("maker", [small_model, Subclassed, FunctionalSubclass])
 def test_execution_modes_train_alike(maker):
+    """The same noise in all modes, so the same weights up to rounding."""
     weights = []
     for mode in EXECUTION:
         keras.utils.set_random_seed(0)
@@ -240,7 +241,7 @@ def test_execution_modes_train_alike(maker):
         weights.append(model.get_weights())
     for other in weights[1:]:
         for a, b in zip(weights[0], other, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("maker", [small_model, Subclassed, FunctionalSubclass])
@@ -284,8 +285,8 @@ def test_learning_rate_schedules_touch_the_model_only():
     model.compile(relax_tf.RelaxOptimizer("sgd", keras.optimizers.SGD(0.5)), loss="mse")
     schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.125)
     model.fit(*data(), callbacks=[schedule], verbose=0)
-    rates = [float(optimizer.learning_rate) for optimizer in model.optimizer.optimizers]
-    assert rates == [0.125, 0.5]
+    assert float(model.optimizer.learning_rate) == 0.125
+    assert float(model.optimizer.control_variate_optimizer.learning_rate) == 0.5
 
 
 def test_both_groups_train():
@@ -342,7 +343,8 @@ def deterministic_twins(loss, loss_weights=None, structure="single"):
         "binary_crossentropy",
         keras.losses.Huber(),
         keras.losses.MeanAbsoluteError(reduction="sum"),
-        lambda y, p: keras.ops.abs(y - p),
+        lambda y, p: keras.ops.mean(keras.ops.abs(y - p), -1),
+        keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"),
         relax_tf.losses.BernoulliNegativeLogLikelihood(),
     ],
 )
@@ -405,6 +407,88 @@ def test_kl_of_layers_joins_the_cost():
     np.testing.assert_allclose(model.evaluate(x, verbose=0), expected, rtol=1e-5)
 
 
+def test_regularised_control_variates_stay_out_of_the_surrogate():
+    network = keras.Sequential(
+        [keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(100.0))]
+    )
+    model = small_model(relax_tf.estimators.Relax(control_variate=network))
+    model.compile("sgd", loss="mse")
+    with tf.GradientTape() as tape:
+        result = model.estimate(*data())
+    np.testing.assert_allclose(result.surrogate, np.mean(result.estimates["b"].cost), rtol=1e-6)
+    phi = model.get_layer("b").estimator.trainable_variables
+    assert tape.gradient(result.surrogate, [v.value for v in phi]) == [None, None]
+    moment = result.estimates["b"].control_variate_loss
+    penalty = 100 * np.sum(np.square(network.layers[0].kernel))
+    np.testing.assert_allclose(result.control_variate_loss, moment + penalty, rtol=1e-5)
+
+
+def test_a_subclassed_control_variate_trains():
+    class Network(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.out = keras.layers.Dense(5, "tanh"), keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.out(self.hidden(x))
+
+    model = small_model(relax_tf.estimators.Relax(control_variate=Network()))
+    model.compile(relax_tf.RelaxOptimizer(keras.optimizers.SGD(0.0), "sgd"), loss="mse")
+    phi = model.get_layer("b").estimator.trainable_variables
+    assert len(phi) == 4
+    before = [v.numpy() for v in phi]
+    model.fit(*data(), epochs=2, verbose=0)
+    assert all((v.numpy() != value).any() for v, value in zip(phi, before, strict=True))
+
+
+def test_rank_three_inputs_with_a_sampled_kl():
+    inputs = keras.Input([4, 5])
+    b = relax_tf.StochasticBinaryLayer(3, prior="learned", kl="sampled", name="b")(inputs)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(1)(b))
+    model.compile("sgd", loss="mse")
+    estimate = model.estimate(tf.ones([6, 4, 5]), tf.ones([6, 4, 1])).estimates["b"]
+    assert estimate.gradient.shape == [6, 4, 3]
+    layer = model.get_layer("b")
+    dist = layer.distribution(tf.ones([6, 4, 5]))
+    exact = tf.reduce_mean(tf.stack([layer.kl_divergence(dist, dist.draw().b) for _ in range(500)]))
+    layer.kl = "analytic"
+    np.testing.assert_allclose(exact, tf.reduce_mean(layer.kl_divergence(dist, None)), atol=0.05)
+
+
+def test_prior_in_a_plain_keras_model_joins_by_add_loss():
+    inputs = keras.Input([3])
+    layer = relax_tf.StochasticBinaryLayer(4, "concrete", prior="learned")
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("sgd", loss=None)
+    shake(layer.trainable_variables)
+    x, _ = data()
+    expected = tf.reduce_mean(layer.kl_divergence(layer.distribution(tf.constant(x)), None))
+    np.testing.assert_allclose(
+        model.fit(x, batch_size=32, verbose=0).history["loss"][0], expected, rtol=1e-5
+    )
+
+
+def test_layer_config_can_be_reused_with_another_input_size():
+    model = small_model()
+    layer = relax_tf.StochasticBinaryLayer.from_config(model.get_layer("b").get_config())
+    assert layer(tf.zeros([2, 7])).shape == [2, 4]
+
+
+def test_everything_frozen_is_no_error():
+    model = small_model()
+    model.trainable = False
+    model.compile("sgd", loss="mse")
+    model.fit(*data(), verbose=0)
+
+
+def test_float64_trains():
+    keras.config.set_dtype_policy("float64")
+    model = small_model()
+    model.compile("sgd", loss="mse")
+    model.fit(*data(), verbose=0)
+    assert model.estimate(*data()).estimates["b"].gradient.dtype == tf.float64
+
+
 def test_compute_cost_sees_the_latents_of_each_pass():
     class Custom(Subclassed):
         seen = ()
@@ -420,7 +504,7 @@ def test_compute_cost_sees_the_latents_of_each_pass():
     model.train_on_batch(*data())
     hard, relaxed = model.seen
     assert set(np.unique(hard)) <= {0, 1}
-    assert ((0 < relaxed) & (relaxed < 1)).any()
+    assert ((relaxed > 0) & (relaxed < 1)).any()
 
 
 def test_black_box_cost_trains_with_relax_and_is_refused_by_rebar():
@@ -474,7 +558,7 @@ def normalised(subclass):
 
         class Model(Subclassed):
             def __init__(self):
-                super().__init__()
+                super().__init__("relax")
                 self.norm = keras.layers.BatchNormalization(name="norm")
 
             def call(self, x, training=None):
@@ -492,9 +576,10 @@ def test_batch_normalisation_downstream_of_a_sample_is_refused(subclass):
     y = y if subclass else np.ones([32, 4], "f")
     model = normalised(subclass)
     model.compile("sgd", loss="mse")
-    with pytest.raises(ValueError, match="norm.*allow_batch_normalization"):
-        model.fit(x, y, verbose=0)
+    with pytest.raises(ValueError, match=r"norm.*allow_batch_normalization"):
+        model.train_on_batch(x, y)
     model.allow_batch_normalization = True
+    model.compile("sgd", loss="mse")
     model.fit(x, y, verbose=0)
     model = normalised(subclass)
     model(x)
@@ -510,6 +595,23 @@ def test_batch_normalisation_beside_a_sample_is_fine():
     model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(keras.layers.Add()([b, beside])))
     model.compile("sgd", loss="mse")
     model.fit(*data(), verbose=0)
+
+
+def test_a_parallel_branch_keeps_its_hard_sample_in_replays():
+    """Relaxing what does not depend on the replaced sample would add variance for nothing."""
+    inputs = keras.Input([3])
+    first, second = (relax_tf.StochasticBinaryLayer(4, "rebar", name=name) for name in "ab")
+    outputs = keras.layers.Concatenate()([first(inputs), second(inputs)])
+    model = relax_tf.RelaxModel(inputs, outputs)
+    emitted = []
+    model.compile("sgd", loss=lambda y, p: (emitted.append(p), keras.ops.sum(p, -1))[1])
+    model.estimate(tf.ones([2, 3]), tf.ones([2, 1]))
+    hard = emitted[0]
+    replays = [p for p in emitted[1:] if tf.executing_eagerly() and hasattr(p, "numpy")]
+    assert any((p[:, 4:].numpy() == hard[:, 4:].numpy()).all() for p in replays)
+    for p in replays:
+        unchanged = [(p[:, k : k + 4].numpy() == hard[:, k : k + 4].numpy()).all() for k in (0, 4)]
+        assert sum(unchanged) >= 1
 
 
 def test_two_layers_with_the_same_seed_draw_different_noise():

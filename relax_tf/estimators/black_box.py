@@ -1,4 +1,10 @@
-"""Finds Python code that hides in a cost which looks differentiable."""
+"""Finds Python code that hides in a cost which looks differentiable.
+
+TensorFlow differentiates the rest of such a cost and silently leaves the `tf.numpy_function` out.
+An estimator that relies on the derivative of its control variate would then be biased.
+"""
+
+from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
@@ -8,19 +14,36 @@ _WITHOUT_GRADIENT = {"PyFunc", "PyFuncStateless"}
 def crosses_numpy_function(source: tf.Tensor, target: tf.Tensor) -> bool:
     """Whether part of the way from `source` to `target` runs through a `tf.numpy_function`.
 
-    TensorFlow would differentiate the rest of such a cost and silently leave that part out, and
-    an estimator that relies on the derivative of its control variate would be biased. The check
-    reads the graph; for eager tensors there is none, and it answers False.
+    Reads the graph, nested functions included. Eager tensors have none: False.
     """
-    if not hasattr(target, "op") or tf.executing_eagerly():
+    if tf.executing_eagerly() or not hasattr(target, "op"):
         return False
     return any(
-        op.type in _WITHOUT_GRADIENT and _depends_on(op.inputs, source)
+        _contains_numpy_function(op) and source.op in _ancestors(op.inputs)
         for op in _ancestors([target])
     )
 
 
-def _ancestors(tensors) -> set:
+def traces_to_numpy_function(
+    function: Callable[[tf.Tensor], tf.Tensor], argument: tf.Tensor
+) -> bool:
+    """The same for an eager call: traces `function` once. False if it cannot be traced."""
+    found = []
+
+    def traced(source):
+        target = function(source)
+        found.append(crosses_numpy_function(source, tf.convert_to_tensor(target)))
+
+    try:
+        tf.function(traced, autograph=False).get_concrete_function(
+            tf.TensorSpec(argument.shape, argument.dtype)
+        )
+    except Exception:  # whatever the user's code does in a graph that it does not do eagerly
+        return False
+    return found[-1]
+
+
+def _ancestors(tensors: Iterable[tf.Tensor]) -> set[tf.Operation]:
     found, pending = set(), [tensor.op for tensor in tensors]
     while pending:
         op = pending.pop()
@@ -30,5 +53,25 @@ def _ancestors(tensors) -> set:
     return found
 
 
-def _depends_on(tensors, source: tf.Tensor) -> bool:
-    return source.op in _ancestors(tensors)
+def _contains_numpy_function(op: tf.Operation) -> bool:
+    if op.type in _WITHOUT_GRADIENT:
+        return True
+    called = _called_functions(op.node_def)
+    if not called:
+        return False
+    library = {f.signature.name: f for f in op.graph.as_graph_def().library.function}
+    pending, seen = list(called), set()
+    while pending:
+        name = pending.pop()
+        if name in seen or name not in library:
+            continue
+        seen.add(name)
+        for node in library[name].node_def:
+            if node.op in _WITHOUT_GRADIENT:
+                return True
+            pending.extend(_called_functions(node))
+    return False
+
+
+def _called_functions(node_def) -> list[str]:
+    return [value.func.name for value in node_def.attr.values() if value.func.name]

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.estimators.base import Estimator
+from relax_tf.estimators.black_box import crosses_numpy_function
 from relax_tf.estimators.estimate import Estimate, evaluate_cost, package
 from relax_tf.validation import positive_number
 
@@ -61,12 +62,14 @@ class PathwiseEstimator(Estimator):
             tape.watch(draw.z)
             sample = self.emit(dist, draw)
             f_b = evaluate_cost(cost, sample, dist)
-        gradient = self.estimate_on_path(dist, draw.z, tape.gradient(f_b, draw.z))
+        gradient = self.estimate_on_path(dist, draw.z, f_b, tape.gradient(f_b, draw.z))
         return package(dist, sample, f_b, gradient)
 
-    def estimate_on_path(self, dist: Distribution, z: tf.Tensor, df_dz: tf.Tensor | None) -> Any:
-        """The gradient per example, given what backpropagation brought to z."""
-        if df_dz is None:
+    def estimate_on_path(
+        self, dist: Distribution, z: tf.Tensor, f_b: tf.Tensor, df_dz: tf.Tensor | None
+    ) -> Any:
+        """The gradient per example, given what backpropagation brought from `f_b` to `z`."""
+        if df_dz is None or crosses_numpy_function(z, f_b):
             raise ValueError(
                 f"estimator {self.name!r} ({type(self).__name__}) backpropagates through the cost, "
                 "but the cost has no gradient with respect to its sample. Use estimator='relax' "

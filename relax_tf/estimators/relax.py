@@ -8,6 +8,7 @@
 """
 
 import math
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import tensorflow as tf
 from relax_tf.control_variates import features, features_shape, mlp
 from relax_tf.distributions.base import Distribution
 from relax_tf.estimators.base import Estimator
-from relax_tf.estimators.black_box import crosses_numpy_function
+from relax_tf.estimators.black_box import crosses_numpy_function, traces_to_numpy_function
 from relax_tf.estimators.estimate import Cost, evaluate_cost
 from relax_tf.estimators.score_function import score_function_gradient
 from relax_tf.validation import boolean, positive_number, real_number
@@ -138,6 +139,7 @@ class Rebar(ControlVariateEstimator):
         super().__init__(**kwargs)
         self._initial_temperature = positive_number(temperature, "temperature")
         self._initial_scale = real_number(scale, "scale")
+        self._examined = types.SimpleNamespace(codes=set())
 
     def build(self, theta_shape, context_shape=None):
         constant = keras.initializers.Constant
@@ -167,11 +169,19 @@ class Rebar(ControlVariateEstimator):
         def relaxed_cost(z: tf.Tensor) -> tf.Tensor:
             relaxed = dist.relax(z, temperature)
             f_relaxed = evaluate_cost(cost, relaxed, dist)
-            if crosses_numpy_function(relaxed, f_relaxed):
+            if crosses_numpy_function(relaxed, f_relaxed) or self._hides_python(cost, relaxed):
                 raise ValueError(complaint)
             return scale * f_relaxed
 
         return [Term(relaxed_cost, complaint), *super().terms(dist, cost, context)]
+
+    def _hides_python(self, cost: Cost, relaxed: tf.Tensor) -> bool:
+        """For eager calls; each cost is traced once."""
+        code = getattr(cost, "__code__", type(cost))
+        if not tf.executing_eagerly() or code in self._examined.codes:
+            return False
+        self._examined.codes.add(code)
+        return traces_to_numpy_function(cost, relaxed)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -205,7 +215,8 @@ class Relax(ControlVariateEstimator):
 
     def __init__(self, control_variate: keras.layers.Layer | None = None, **kwargs):
         super().__init__(**kwargs)
-        if control_variate is None:
+        self._is_default = control_variate is None
+        if self._is_default:
             control_variate = mlp(dtype=self.dtype_policy.name)
         if not isinstance(control_variate, keras.layers.Layer):
             raise TypeError(
@@ -215,8 +226,10 @@ class Relax(ControlVariateEstimator):
         self.control_variate = control_variate
 
     def build(self, theta_shape, context_shape=None):
-        if not self.control_variate.built:
-            self.control_variate.build(features_shape(theta_shape, context_shape))
+        # A symbolic call builds any layer or model, also one without a `build` of its own.
+        self.control_variate(
+            keras.KerasTensor(features_shape(theta_shape, context_shape), self.dtype)
+        )
         super().build(theta_shape, context_shape)
 
     def terms(self, dist, cost, context):
@@ -240,7 +253,7 @@ class Relax(ControlVariateEstimator):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         network = keras.saving.serialize_keras_object(self.control_variate)
-        return {**config, "control_variate": network}
+        return {**config, "control_variate": None if self._is_default else network}
 
     @classmethod
     def from_config(cls, config):

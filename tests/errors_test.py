@@ -1,0 +1,169 @@
+"""Wrong use of every public entry point: which error, and what it says."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import relax_tf
+from relax_tf import control_variates, estimators
+from relax_tf.distributions import Bernoulli
+
+DIST = Bernoulli(tf.zeros([4, 3]))
+
+
+def total(b):
+    return tf.reduce_sum(b, -1)
+
+
+def estimate(identifier="relax", dist=DIST, cost=total, **arguments):
+    return estimators.get(identifier).estimate(dist, cost, **arguments)
+
+
+def numpy_cost(b):
+    return tf.ensure_shape(tf.numpy_function(lambda b: b.sum(-1), [b], tf.float32), [4])
+
+
+def partly_numpy_cost(b):
+    return numpy_cost(b) + total(b)
+
+
+def fit(*layers, loss="mse", **compile_arguments):
+    inputs = keras.Input([3])
+    x = inputs
+    for layer in layers:
+        x = layer(x)
+    model = relax_tf.RelaxModel(inputs, x)
+    model.compile("sgd", loss=loss, **compile_arguments)
+    model.fit(np.zeros([8, 3], "f"), np.zeros([8, *x.shape[1:]], "f"), verbose=0)
+
+
+def layer(**arguments):
+    return relax_tf.StochasticBinaryLayer(**{"units": 2, **arguments})
+
+
+def shared_estimator():
+    estimator = estimators.get("relax")
+    fit(layer(estimator=estimator), layer(estimator=estimator))
+
+
+def unused_output(network_output):
+    return keras.layers.Lambda(lambda x: network_output(x[:, :1]))
+
+
+ADAM = keras.optimizers.Adam()
+
+WRONG = [
+    # Estimators.
+    (lambda: estimators.get("rebarr"), ValueError, "unknown estimator 'rebarr'.*relaxed_rebar"),
+    (lambda: estimators.get(3), TypeError, "id, its config or an Estimator.*3"),
+    (lambda: estimators.deserialize({}), ValueError, "class_name"),
+    (lambda: estimators.Rebar(temperature=0.0), ValueError, "`temperature`.*positive.*0.0"),
+    (lambda: estimators.Rebar(temperature="hot"), TypeError, "`temperature`.*number.*'hot'"),
+    (lambda: estimators.Rebar(scale=float("nan")), ValueError, "`scale`.*finite.*nan"),
+    (lambda: estimators.Rebar(coupled=1), TypeError, "`coupled`.*True or False.*1"),
+    (lambda: estimators.Concrete(temperature=-1), ValueError, "`temperature`.*positive.*-1"),
+    (lambda: estimators.Relax(control_variate="mlp"), TypeError, "`control_variate`.*'mlp'"),
+    (lambda: control_variates.mlp([0]), ValueError, "`hidden_units`.*positive.*0"),
+    (lambda: control_variates.mlp([1.5]), TypeError, "`hidden_units`.*integer.*1.5"),
+    # estimate().
+    (lambda: estimate(dist=tf.zeros([4, 3])), TypeError, "`dist`.*relax_tf.distributions"),
+    (lambda: estimate(cost=3.0), TypeError, "`cost`.*callable.*3.0"),
+    (lambda: estimate(cost=lambda b: b), ValueError, r"one value per example.*\(4,\).*\(4, 3\)"),
+    (lambda: estimate(cost=tf.reduce_sum), ValueError, r"one value per example.*\(4,\).*\(\)"),
+    (lambda: estimate(cost=lambda b: "high"), TypeError, "real numbers.*string"),
+    (lambda: estimate(cost=lambda b: None), TypeError, "must return a tensor.*None"),
+    (lambda: estimate(seed="one"), TypeError, "`seed`.*'one'"),
+    (lambda: estimate(seed=1.5), TypeError, "`seed`.*1.5"),
+    (lambda: estimate(draw=3), TypeError, "`draw`.*pair.*3"),
+    (
+        lambda: estimate(draw=Bernoulli(tf.zeros([4, 2])).draw()),
+        ValueError,
+        r"`draw.b`.*\(4, 3\).*\(4, 2\)",
+    ),
+    (lambda: estimate("rebar", cost=numpy_cost), ValueError, "no gradient.*'relax'"),
+    (lambda: estimate("relaxed_rebar", cost=numpy_cost), ValueError, "no gradient.*'relax'"),
+    (lambda: estimate("rebar", cost=partly_numpy_cost), ValueError, "no gradient.*'relax'"),
+    (
+        lambda: tf.function(lambda: estimate("rebar", cost=partly_numpy_cost))(),
+        ValueError,
+        "no gradient.*'relax'",
+    ),
+    (
+        lambda: tf.function(lambda: estimate("rebar", cost=tf.function(partly_numpy_cost)))(),
+        ValueError,
+        "no gradient.*'relax'",
+    ),
+    (
+        lambda: tf.function(lambda: estimate("concrete", cost=partly_numpy_cost))(),
+        ValueError,
+        "no gradient.*'relax'",
+    ),
+    (lambda: estimate("concrete", cost=numpy_cost), ValueError, "no gradient.*'relax'"),
+    (
+        lambda: estimate(estimators.Relax(control_variate=keras.layers.Dense(2))),
+        ValueError,
+        r"\[batch, 1\].*\(4, 2\)",
+    ),
+    (
+        lambda: estimate(estimators.Relax(control_variate=unused_output(tf.stop_gradient))),
+        ValueError,
+        "no gradient with respect to its input",
+    ),
+    # Distributions.
+    (lambda: Bernoulli(tf.zeros([2], tf.int32)), TypeError, "`logits`.*floating.*int32"),
+    (lambda: Bernoulli("logits"), TypeError, "`logits`.*string"),
+    (lambda: Bernoulli(tf.zeros([])), ValueError, r"batch axis.*\(\)"),
+    (lambda: Bernoulli(tf.zeros([2]), support=(0, 1, 2)), ValueError, r"`support`.*\(0, 1, 2\)"),
+    (lambda: Bernoulli(tf.zeros([2]), support=(1, 0)), ValueError, r"`support`.*\(1, 0\)"),
+    # Layers.
+    (lambda: layer(units=0), ValueError, "`units`.*positive.*0"),
+    (lambda: layer(units=2.5), TypeError, "`units`.*integer.*2.5"),
+    (lambda: layer(support=1), ValueError, "`support`.*pair.*1"),
+    (lambda: layer(support=(0, float("inf"))), ValueError, "`support`.*inf"),
+    (lambda: layer(estimator="arm?"), ValueError, "unknown estimator"),
+    (lambda: layer(prior="flat"), ValueError, "`prior`.*uniform.*'flat'"),
+    (lambda: layer(kl="exact"), ValueError, "`kl`.*analytic.*'exact'"),
+    (lambda: layer(inference="mode"), ValueError, "`inference`.*mean.*'mode'"),
+    (lambda: layer(seed="s"), (TypeError, ValueError), "seed"),
+    (lambda: layer()(tf.zeros([2, 3]), training=True), ValueError, "training=True.*RelaxModel"),
+    (
+        lambda: layer().build((None, None, 4)),
+        ValueError,
+        "fixed size.*theta of shape",
+    ),
+    (shared_estimator, ValueError, "estimator instance of layer"),
+    # Models.
+    (lambda: fit(keras.layers.Dense(2)), ValueError, "no stochastic layer.*StochasticBinaryLayer"),
+    (lambda: fit(layer(), loss=None), ValueError, "no cost.*compute_cost"),
+    (
+        lambda: fit(layer(), loss=lambda y, p: keras.ops.mean((y - p) ** 2)),
+        ValueError,
+        "returns a scalar.*one value per example",
+    ),
+    (
+        lambda: fit(layer(), keras.layers.BatchNormalization()),
+        ValueError,
+        "batch normalisation.*allow_batch_normalization",
+    ),
+    (lambda: fit(layer(estimator="rebar"), loss=lambda y, p: y[:, 0]), ValueError, "'relax'"),
+    # Optimizer and loss.
+    (lambda: relax_tf.RelaxOptimizer(3), TypeError, "`optimizer`.*Keras optimizer.*3"),
+    (lambda: relax_tf.RelaxOptimizer(ADAM, ADAM), ValueError, "two objects"),
+    (
+        lambda: relax_tf.RelaxOptimizer(relax_tf.RelaxOptimizer("sgd")),
+        ValueError,
+        "`optimizer`.*plain.*RelaxOptimizer",
+    ),
+    (
+        lambda: relax_tf.losses.BernoulliNegativeLogLikelihood()(tf.zeros([2, 3]), tf.zeros([2])),
+        ValueError,
+        "same shape",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), WRONG)
+def test_wrong_use_says_what_is_wrong(call, error, message):
+    with pytest.raises(error, match=f"(?s){message}"):
+        call()

@@ -1,0 +1,61 @@
+import keras
+import numpy as np
+import pytest
+
+import relax_tf
+from relax_tf.control_variates import mark_control_variates
+from relax_tf.optimizers import wrap_optimizer
+
+
+def variables():
+    of_model, of_control_variate = keras.Variable([1.0, 2.0]), keras.Variable([3.0])
+    mark_control_variates([of_control_variate])
+    return of_model, of_control_variate
+
+
+def test_each_group_has_its_own_optimizer():
+    optimizer = relax_tf.RelaxOptimizer(keras.optimizers.SGD(0.5), keras.optimizers.SGD(0.1))
+    w, phi = variables()
+    optimizer.apply([np.array([1.0, 1.0], "f"), np.array([1.0], "f")], [w, phi])
+    np.testing.assert_allclose(w, [0.5, 1.5])
+    np.testing.assert_allclose(phi, [2.9])
+
+
+def test_default_is_a_fresh_copy():
+    adam = keras.optimizers.Adam(0.3, beta_2=0.5)
+    optimizer = relax_tf.RelaxOptimizer(adam)
+    copy = optimizer.control_variate_optimizer
+    assert copy is not adam
+    assert type(copy) is type(adam)
+    assert copy.beta_2 == 0.5
+    assert float(copy.learning_rate) == pytest.approx(0.3)
+
+
+def test_config_round_trip():
+    optimizer = relax_tf.RelaxOptimizer("adam", keras.optimizers.SGD(0.1, momentum=0.5))
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert again.get_config() == optimizer.get_config()
+    assert again.control_variate_optimizer.momentum == 0.5
+
+
+def test_build_partitions_a_full_list_in_any_order():
+    for reverse in (False, True):
+        optimizer = relax_tf.RelaxOptimizer("adam")
+        both = variables()
+        optimizer.build(list(reversed(both)) if reverse else list(both))
+        assert [v.shape for v in optimizer.optimizer._momentums] == [(2,)]
+        assert [v.shape for v in optimizer.control_variate_optimizer._momentums] == [(1,)]
+
+
+def test_learning_rate_is_the_model_s():
+    optimizer = relax_tf.RelaxOptimizer(keras.optimizers.SGD(0.5), keras.optimizers.SGD(0.1))
+    optimizer.learning_rate = 0.25
+    assert float(optimizer.optimizer.learning_rate) == 0.25
+    assert float(optimizer.control_variate_optimizer.learning_rate) == pytest.approx(0.1)
+
+
+def test_loss_scaling_stays_outside():
+    scaled = wrap_optimizer(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5)))
+    assert isinstance(scaled, keras.optimizers.LossScaleOptimizer)
+    assert isinstance(scaled.inner_optimizer, relax_tf.RelaxOptimizer)
+    assert wrap_optimizer(scaled) is scaled
