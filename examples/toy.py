@@ -14,7 +14,7 @@ import keras
 import ml_collections
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 import relax_tf
@@ -139,6 +139,7 @@ def _write_all(path: pathlib.Path, rows: dict[str, list[dict]]) -> None:
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)
     train_and_evaluate(_CONFIG.value, _WORKDIR.value)
 
 

@@ -12,7 +12,7 @@ import keras
 import ml_collections
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 import relax_tf
@@ -160,6 +160,7 @@ def draw_figures(folder: Workdir, model: keras.Model, images: Images, rows: list
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)
     train_and_evaluate(_CONFIG.value, _WORKDIR.value)
 
 
