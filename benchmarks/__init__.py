@@ -1,0 +1,1 @@
+"""Timings. Ratios within one run count; absolute times depend on the machine and its neighbours."""
