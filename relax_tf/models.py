@@ -307,7 +307,8 @@ class RelaxModel(RelaxTrainer, keras.Model):
 # `call` of its own. So functional models are built by a twin that is functional from the start.
 
 _Trainer = keras.Model.__bases__[0]
-_Functional = type(keras.Model(_ := keras.Input([1]), _))
+_x = keras.Input([1], name="x")  # named, so that users' models keep Keras's first automatic names
+_Functional = type(keras.Model(_x, _x, name="functional_twin"))
 
 
 @keras.saving.register_keras_serializable("relax_tf", "FunctionalRelaxModel")
