@@ -4,7 +4,7 @@ from relax_tf.requirements import check_requirements
 
 check_requirements()
 
-from relax_tf import control_variates, distributions, estimators, losses  # noqa: E402
+from relax_tf import control_variates, diagnostics, distributions, estimators, losses  # noqa: E402
 from relax_tf.layers import StochasticBinaryLayer  # noqa: E402
 from relax_tf.models import ModelEstimate, RelaxModel  # noqa: E402
 from relax_tf.optimizers import RelaxOptimizer  # noqa: E402
@@ -17,6 +17,7 @@ __all__ = [
     "RelaxOptimizer",
     "StochasticBinaryLayer",
     "control_variates",
+    "diagnostics",
     "distributions",
     "estimators",
     "losses",

@@ -98,6 +98,10 @@ class Distribution:
         """
         return self.from_noise(self.noise(seed, sample_shape))
 
+    def enumerate(self) -> tf.Tensor:
+        """All samples of one event, `[samples, *event]`, where there are finitely many."""
+        raise ValueError(f"the samples of {type(self).__name__} cannot be enumerated.")
+
     def _noise_shape(self, sample_shape: tuple[int, ...]) -> tf.TensorShape | tf.Tensor:
         shape = tf.TensorShape(sample_shape).concatenate(self.shape)
         if shape.is_fully_defined():

@@ -1,5 +1,6 @@
 """Bernoulli variables as thresholded logistic ones: `b = 1[z > 0]`, `z = theta + logit(u)`."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,18 @@ class Bernoulli(Distribution):
     def mean(self) -> tf.Tensor:
         """`E[b]` in the support, shape `[batch, *event]`."""
         return self._label(tf.sigmoid(self.theta))
+
+    def enumerate(self) -> tf.Tensor:
+        """All samples of one event, shape `[2 ** n, *event]` for n variables."""
+        shape = self.shape[1:]
+        variables = shape.num_elements()
+        if variables is None or variables > 16:
+            raise ValueError(
+                "enumeration needs an event of known shape with at most 16 binary variables. "
+                f"Received event shape: {tuple(shape)}"
+            )
+        states = np.array(list(itertools.product(self.support, repeat=variables)))
+        return tf.constant(states.reshape([-1, *shape]), self.dtype)
 
     def indicator(self, b: tf.Tensor) -> tf.Tensor:
         """The 0/1 indicator (or its relaxation) behind a value of the support."""

@@ -1,0 +1,113 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import relax_tf
+from relax_tf import diagnostics, estimators
+from relax_tf.distributions import Bernoulli
+from tests.problems import TableCost, shake
+
+
+def test_exact_gradient_agrees_with_differentiating_the_expectation():
+    cost = TableCost(3, (-1, 1), seed=2)
+    theta = np.random.RandomState(0).normal(size=[4, 3])
+    exact = diagnostics.exact_gradient(Bernoulli(tf.constant(theta), (-1, 1)), cost)
+    np.testing.assert_allclose(exact, [cost.gradient(row) for row in theta], rtol=1e-6)
+
+
+@pytest.mark.parametrize("event", [[], [2, 2]])
+def test_exact_gradient_of_any_event(event):
+    dist = Bernoulli(tf.fill([3, *event], 0.3))
+    cost = lambda b: tf.reduce_sum(b, list(range(2, b.shape.rank)))  # noqa: E731
+    p = 1 / (1 + np.exp(-0.3))
+    np.testing.assert_allclose(diagnostics.exact_gradient(dist, cost), p * (1 - p), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "unbiased"), [("rebar", True), ("relax", True), ("concrete", False)]
+)
+def test_certificate(name, unbiased):
+    dist = Bernoulli(tf.constant([[0.4, -0.2], [1.0, 0.1]]))
+    cost = TableCost(2, seed=1)
+    estimator = estimators.get(name)
+    estimator.estimate(dist, cost, seed=0)
+    shake(estimator.trainable_variables)
+    certificate = diagnostics.check_unbiased(estimator, dist, cost, num_draws=10_000)
+    assert certificate.unbiased == unbiased
+    assert certificate.z_scores.shape == (2, 2)
+    np.testing.assert_allclose(
+        certificate.exact + certificate.z_scores * certificate.standard_error,
+        certificate.mean,
+        rtol=1e-5,
+    )
+
+
+def build(estimator):
+    inputs = keras.Input([3])
+    b = relax_tf.StochasticBinaryLayer(4, estimator, name="b")(inputs)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2, name="out")(b))
+    model.compile(keras.optimizers.Adam(1e-2), loss="mse")
+    return model
+
+
+def batch():
+    random = np.random.RandomState(0)
+    return random.normal(size=[16, 3]).astype("f"), random.normal(size=[16, 2]).astype("f")
+
+
+def test_gradient_variance_is_that_of_repeated_estimates():
+    model = build("reinforce")
+    x, y = batch()
+    weights = [v.numpy() for v in model.weights]
+    result = diagnostics.gradient_variance(model, x, y, num_draws=400)
+    draws = np.stack([model.estimate(x, y).estimates["b"].gradient for _ in range(400)])
+    expected = draws.var(0, ddof=1).sum(-1).mean()
+    assert 0.7 < result.layers["b"] / expected < 1.4
+    assert set(result.weights) == {"b/logits/kernel", "b/logits/bias", "out/kernel", "out/bias"}
+    for variable, value in zip(model.weights, weights, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_callback_logs_the_log_variance():
+    x, y = batch()
+    callback = diagnostics.GradientVariance(x, y, num_draws=5)
+    history = build("rebar").fit(x, y, epochs=2, callbacks=[callback], verbose=0).history
+    assert np.isfinite(history["b_log_variance"]).all()
+    assert len(history["b_log_variance"]) == 2
+
+
+def test_compare_ranks_estimators_and_draws(tmp_path):
+    x, y = batch()
+    y = y + 5  # a constant in the cost, which REBAR removes and REINFORCE suffers from
+    result = diagnostics.compare(
+        build, ["reinforce", "rebar", "relaxed_rebar"], x, y, num_draws=200, adapt_steps=50
+    )
+    variance = {name: by_layer["b"] for name, by_layer in result.variances.items()}
+    assert variance["rebar"] < variance["reinforce"] / 2
+    assert variance["relaxed_rebar"] < variance["reinforce"] / 2
+    assert str(result).count("\n") == 3
+    result.plot(str(tmp_path / "comparison.png"))
+    assert (tmp_path / "comparison.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: diagnostics.exact_gradient(Bernoulli(tf.zeros([1, 17])), tf.reduce_sum),
+            ValueError,
+            "at most 16",
+        ),
+        (lambda: diagnostics.gradient_variance(3, 1), TypeError, "RelaxModel"),
+        (
+            lambda: diagnostics.gradient_variance(build("relax"), *batch(), num_draws=1),
+            ValueError,
+            "at least 2",
+        ),
+        (lambda: diagnostics.GradientVariance(1, every=0), ValueError, "`every`"),
+    ],
+)
+def test_wrong_use(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
