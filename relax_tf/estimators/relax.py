@@ -8,7 +8,6 @@
 """
 
 import math
-import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import tensorflow as tf
 from relax_tf.control_variates import features, features_shape, mlp
 from relax_tf.distributions.base import Distribution
 from relax_tf.estimators.base import Estimator
-from relax_tf.estimators.black_box import crosses_numpy_function, traces_to_numpy_function
+from relax_tf.estimators.black_box import PythonDetector
 from relax_tf.estimators.estimate import Cost, evaluate_cost
 from relax_tf.estimators.score_function import score_function_gradient
 from relax_tf.validation import boolean, positive_number, real_number
@@ -139,7 +138,11 @@ class Rebar(ControlVariateEstimator):
         super().__init__(**kwargs)
         self._initial_temperature = positive_number(temperature, "temperature")
         self._initial_scale = real_number(scale, "scale")
-        self._examined = types.SimpleNamespace(codes=set())
+        self._hides_python = PythonDetector()
+
+    @property
+    def evaluations(self) -> int:
+        return 2 if self.coupled else 3
 
     def build(self, theta_shape, context_shape=None):
         constant = keras.initializers.Constant
@@ -169,19 +172,11 @@ class Rebar(ControlVariateEstimator):
         def relaxed_cost(z: tf.Tensor) -> tf.Tensor:
             relaxed = dist.relax(z, temperature)
             f_relaxed = evaluate_cost(cost, relaxed, dist)
-            if crosses_numpy_function(relaxed, f_relaxed) or self._hides_python(cost, relaxed):
+            if self._hides_python(cost, relaxed, f_relaxed):
                 raise ValueError(complaint)
             return scale * f_relaxed
 
         return [Term(relaxed_cost, complaint), *super().terms(dist, cost, context)]
-
-    def _hides_python(self, cost: Cost, relaxed: tf.Tensor) -> bool:
-        """For eager calls; each cost is traced once."""
-        code = getattr(cost, "__code__", type(cost))
-        if not tf.executing_eagerly() or code in self._examined.codes:
-            return False
-        self._examined.codes.add(code)
-        return traces_to_numpy_function(cost, relaxed)
 
     def get_config(self) -> dict[str, Any]:
         return {
