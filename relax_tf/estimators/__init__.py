@@ -10,16 +10,18 @@ import keras
 
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Estimate
-from relax_tf.estimators.pathwise import Concrete, StraightThrough
-from relax_tf.estimators.relax import Rebar, Relax, RelaxedRebar, relax_gradient
+from relax_tf.estimators.pathwise import Concrete, Reparameterization, StraightThrough
+from relax_tf.estimators.relax import Lax, Rebar, Relax, RelaxedRebar, lax_gradient, relax_gradient
 from relax_tf.estimators.score_function import Reinforce, score_function_gradient
 
 _BY_ID = {
     "concrete": Concrete,
+    "lax": Lax,
     "rebar": Rebar,
     "reinforce": Reinforce,
     "relax": Relax,
     "relaxed_rebar": RelaxedRebar,
+    "reparameterization": Reparameterization,
     "straight_through": StraightThrough,
 }
 
@@ -85,13 +87,16 @@ __all__ = [
     "Concrete",
     "Estimate",
     "Estimator",
+    "Lax",
     "Rebar",
     "Reinforce",
     "Relax",
     "RelaxedRebar",
+    "Reparameterization",
     "StraightThrough",
     "deserialize",
     "get",
+    "lax_gradient",
     "relax_gradient",
     "score_function_gradient",
     "serialize",
