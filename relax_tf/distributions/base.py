@@ -45,19 +45,26 @@ def sum_event(value: tf.Tensor, batch_rank: int = 1) -> tf.Tensor:
 class Distribution:
     """Base of the distributions that estimators differentiate with respect to `theta`.
 
-    A subclass is a small immutable object around `theta`, shape `[batch, *event]`. It tells how
-    to draw, and the derivatives that equations 7 and 10 of the paper are made of. Every formula
-    is per coordinate or per example and free of state.
+    A subclass is a small immutable object around `theta`: a tensor of shape `[batch, *event]`, or
+    a structure of such tensors, each of the shape of a sample. It tells how to draw, and the
+    derivatives that equations 7 and 10 of the paper are made of. Every formula is per coordinate
+    or per example and free of state.
+
+    Attributes:
+        discrete: whether `b = H(z)` is a hard sample, or `z` itself. Discrete distributions also
+            have `conditional_draw` and `conditional_vjp`, which equation 10 needs.
     """
 
+    discrete: bool
     theta: Any
 
-    def __init__(self, theta: tf.Tensor):
-        if theta.shape.rank is None or theta.shape.rank < 1:
-            raise ValueError(
-                "distribution parameters need shape [batch, *event] with a batch axis. "
-                f"Received shape: {theta.shape}"
-            )
+    def __init__(self, theta: Any):
+        for leaf in tf.nest.flatten(theta):
+            if leaf.shape.rank is None or leaf.shape.rank < 1:
+                raise ValueError(
+                    "distribution parameters need shape [batch, *event] with a batch axis. "
+                    f"Received shape: {leaf.shape}"
+                )
         self.theta = theta
 
     @property

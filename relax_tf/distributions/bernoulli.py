@@ -34,6 +34,8 @@ class Bernoulli(Distribution):
     True
     """
 
+    discrete = True
+
     def __init__(self, logits: Any, support: tuple[float, float] = (0, 1)):
         super().__init__(at_least_float32(logits, "logits"))
         self.support = check_support(support)

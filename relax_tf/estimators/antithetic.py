@@ -37,7 +37,7 @@ def arm_gradient(dist: Bernoulli, z_1: tf.Tensor, f_b: tf.Tensor) -> tf.Tensor:
 
 
 def disarm_gradient(dist: Bernoulli, b: tf.Tensor, f_b: tf.Tensor) -> tf.Tensor:
-    """DisARM (Dong, Mnih & Tucker 2020, eq. 8; U2G of Yin et al. 2020), per example:
+    """DisARM (Dong, Mnih & Tucker 2020, section 3), per example:
 
         (1/2) (f(b_1) - f(b_2)) (-1)^{b_2} 1[b_1 != b_2] sigmoid(|theta|)
 
@@ -62,15 +62,20 @@ def disarm_gradient(dist: Bernoulli, b: tf.Tensor, f_b: tf.Tensor) -> tf.Tensor:
 class AntitheticEstimator(MultiSampleEstimator):
     """Base of the estimators on antithetic pairs. Of a draw that is given the first half counts."""
 
+    defined_for = ("discrete",)
+
     def __init__(self, **kwargs):
         super().__init__(num_samples=2, **kwargs)
 
-    def complete_draw(self, dist, eps, seed):
-        if not isinstance(dist, Bernoulli):
+    def check_defined_for(self, family):
+        if not issubclass(family, Bernoulli):
             raise ValueError(
                 f"estimator {self.name!r} ({type(self).__name__}) is defined for Bernoulli "
-                f"variables only. Received: {type(dist).__name__}. Use 'rloo' or 'relax'."
+                f"variables only. Received: {family.__name__}. Use estimator='rloo', which "
+                "compares independent samples."
             )
+
+    def complete_draw(self, dist, eps, seed):
         return dist.from_noise(tf.stack([eps, -eps]))
 
     def _checked_draw(self, dist, draw):
@@ -94,7 +99,7 @@ class Arm(AntitheticEstimator):
     only. `disarm` costs the same and never has more variance.
 
     Raises:
-        ValueError: from `estimate` and in training, for any other distribution.
+        ValueError: from `estimate` and from layers, for any other distribution.
 
     Example:
 
@@ -118,7 +123,7 @@ class Disarm(AntitheticEstimator):
     samples feed learn from the first.
 
     Raises:
-        ValueError: from `estimate` and in training, for any other distribution.
+        ValueError: from `estimate` and from layers, for any other distribution.
 
     Example:
 

@@ -26,11 +26,14 @@ class Estimator(keras.layers.Layer):
     """Base of the estimators. A Keras layer for its variables, configuration and saving only.
 
     Attributes:
+        defined_for: the kinds of distributions that the estimator is defined for, of
+            `("discrete", "continuous")`.
         unbiased: whether the expectation of `Estimate.gradient` is the gradient.
         hard: whether the sample that the cost receives in training is a hard one.
         needs_cost: whether the estimator must evaluate the cost itself. Those that need not
-            (`concrete`, `straight_through`) work by ordinary backpropagation through the sample
-            that they emit, so a layer that uses them trains in any Keras model.
+            (`concrete`, `straight_through`, `reparameterization`) work by ordinary
+            backpropagation through the sample that they emit, so a layer that uses them trains
+            in any Keras model.
         replay: what stochastic layers downstream emit while this estimator evaluates the cost
             at another sample than the drawn one: `"hard"`, `"relaxed"` or `"mean"`.
         num_samples: how many samples an estimate is made of. Where it is not 1, samples, draws
@@ -40,6 +43,7 @@ class Estimator(keras.layers.Layer):
         temperature: at which this estimator's layer is relaxed.
     """
 
+    defined_for = ("discrete", "continuous")
     unbiased = True
     hard = True
     needs_cost = True
@@ -100,6 +104,16 @@ class Estimator(keras.layers.Layer):
 
     # What a caller uses.
 
+    def check_defined_for(self, family: type[Distribution]) -> None:
+        """Raises a ValueError unless the estimator is defined for this class of distributions."""
+        kind = "discrete" if family.discrete else "continuous"
+        if kind not in self.defined_for:
+            raise ValueError(
+                f"estimator {self.name!r} ({type(self).__name__}) is defined for "
+                f"{' and '.join(self.defined_for)} distributions only. Received: "
+                f"{family.__name__}, which is {kind}"
+            )
+
     def draw(self, dist: Distribution, seed: Any = None) -> Draw:
         """What one estimate needs of draws: a draw of `dist`, or `num_samples` of them, stacked.
 
@@ -137,8 +151,9 @@ class Estimator(keras.layers.Layer):
         Raises:
             TypeError: if `dist` is not a distribution, `cost` is not callable, or its values are
                 not real numbers.
-            ValueError: if `draw` or the cost's values have the wrong shape, or if the cost lacks
-                a gradient that this estimator needs.
+            ValueError: if the estimator is not defined for this kind of distribution, if `draw`
+                or the cost's values have the wrong shape, or if the cost lacks a gradient that
+                this estimator needs.
 
         Example:
 
@@ -156,6 +171,7 @@ class Estimator(keras.layers.Layer):
                 "`dist` must be a distribution of relax_tf.distributions. "
                 f"Received: {dist!r} (of type {type(dist).__name__})"
             )
+        self.check_defined_for(type(dist))
         if not callable(cost):
             raise TypeError(f"`cost` must be callable. Received: {cost!r}")
         seed = make_seed(seed)

@@ -22,7 +22,7 @@ from relax_tf.validation import positive_integer
 
 
 def rloo_gradient(dist: Distribution, b: tf.Tensor, f_b: tf.Tensor) -> Any:
-    """Leave-one-out REINFORCE (Kool, van Hoof & Welling 2019, eq. 8), per example:
+    """Leave-one-out REINFORCE (Kool, van Hoof & Welling 2019), per example:
 
         (1/K) sum_k (f_k - mean_{j != k} f_j) d log p(b_k|theta)/d theta
 
@@ -48,7 +48,7 @@ def multi_sample_bound(log_w: tf.Tensor) -> tf.Tensor:
 
 
 def vimco_credits(log_w: tf.Tensor) -> tf.Tensor:
-    """The learning signals of VIMCO (Mnih & Rezende 2016, eq. 9 and 10), shape `[K, ...]`:
+    """The learning signals of VIMCO (Mnih & Rezende 2016), shape `[K, ...]`:
 
         L(w_1, ..., w_K) - L(w_1, ..., w_{k-1}, m_k, w_{k+1}, ..., w_K)
 

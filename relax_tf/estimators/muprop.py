@@ -15,7 +15,7 @@ from relax_tf.estimators.score_function import score_function_gradient
 def muprop_gradient(
     dist: Distribution, b: tf.Tensor, f_b: tf.Tensor, f_mu: tf.Tensor, df_dmu: tf.Tensor
 ) -> Any:
-    """The estimator of Gu et al. 2016 (section 3.1), per example, with `mu = E[b]`:
+    """The estimator of Gu et al. 2016, per example, with `mu = E[b]`:
 
         (f(b) - f(mu) - f'(mu) . (b - mu)) d log p(b|theta)/d theta + (d mu/d theta)^T f'(mu)
 

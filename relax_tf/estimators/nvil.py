@@ -15,7 +15,7 @@ from relax_tf.validation import boolean, decay_rate
 
 @keras.saving.register_keras_serializable("relax_tf")
 class Nvil(Estimator):
-    """NVIL: `(f(b) - B_phi(context) - c) d log p(b|theta) / d theta` (Mnih & Gregor 2014, eq. 8).
+    """NVIL: `(f(b) - B_phi(context) - c) d log p(b|theta) / d theta` (Mnih & Gregor 2014).
 
     `B_phi` is a network that sees what the sample was drawn from, `c` the average of what it
     missed in past batches. Unbiased, one evaluation of the cost, asks nothing of it. The network
@@ -27,7 +27,7 @@ class Nvil(Estimator):
             `[batch, 1]` or `[batch]`. By default `relax_tf.control_variates.mlp()`.
         decay: in [0, 1), of the moving averages: the weight of a batch relative to the next one.
         normalize_variance: divides the gradient by `max(1, s)`, where `s` is the standard
-            deviation of the centred costs of past batches (section 2.3.3 of the paper). It
+            deviation of the centred costs of past batches (their variance normalisation). It
             rescales the gradient, by a factor that changes slowly: with it the expectation is
             the gradient up to that factor, and layers with different factors mix.
 
