@@ -84,9 +84,10 @@ class Muprop(Estimator):
             f_mu = evaluate_cost(cost, mu, dist)
         df_dmu = tape.gradient(f_mu, mu)
         if df_dmu is None or self._hides_python(cost, mu, f_mu):
+            black_box = "relax" if dist.discrete else "lax"
             raise ValueError(
                 f"estimator {self.name!r} ({type(self).__name__}) differentiates the cost at the "
                 "mean, but the cost has no gradient with respect to its sample. For a black-box "
-                "cost use estimator='relax', whose control variate is a network alone."
+                f"cost use estimator={black_box!r}, whose control variate is a network alone."
             )
         return muprop_gradient(dist, draw.b, f_b, f_mu, df_dmu), None
