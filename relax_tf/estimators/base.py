@@ -38,6 +38,8 @@ class Estimator(keras.layers.Layer):
             at another sample than the drawn one: `"hard"`, `"relaxed"` or `"mean"`.
         num_samples: how many samples an estimate is made of. Where it is not 1, samples, draws
             and the values of the cost have a leading axis of that size.
+        joint: whether the samples of all layers of a model form joint particles, as a bound on
+            several samples needs.
         evaluations: how many times an estimate evaluates the cost of each example, at whatever
             samples.
         temperature: at which this estimator's layer is relaxed.
@@ -49,6 +51,7 @@ class Estimator(keras.layers.Layer):
     needs_cost = True
     replay = "hard"
     num_samples = 1
+    joint = False
 
     @property
     def evaluations(self) -> int:

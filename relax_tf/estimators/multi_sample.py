@@ -154,12 +154,18 @@ class Vimco(MultiSampleEstimator):
     True
     """
 
+    joint = True
+
     def __init__(self, num_samples: int = 5, **kwargs):
         super().__init__(num_samples, **kwargs)
 
     def combine(self, f_b):
         return -multi_sample_bound(-f_b)
 
+    def credits(self, f_b: tf.Tensor) -> tf.Tensor:
+        """What each sample adds to minus the bound, `[K, batch]`, from its cost `-log w`."""
+        return -vimco_credits(-f_b)
+
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
-        terms = score_function_gradient(dist, draw.b, -vimco_credits(-f_b))
+        terms = score_function_gradient(dist, draw.b, self.credits(f_b))
         return tf.nest.map_structure(lambda term: tf.reduce_sum(term, 0), terms), None
