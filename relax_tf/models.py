@@ -21,7 +21,7 @@ from relax_tf.estimators.estimate import (
     package,
     path_to_theta,
 )
-from relax_tf.folding import fold, tile, unfold
+from relax_tf.folding import fold, folded, tile, unfold
 from relax_tf.graph import may_depend
 from relax_tf.layers import StochasticLayer
 from relax_tf.optimizers import wrap_optimizer
@@ -138,7 +138,7 @@ class RelaxTrainer:
         frozen = [(variable, tf.stop_gradient(value)) for variable, value in state]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             hard = TrainingPass(tape)
-            with _PassScope(state) as scope:
+            with _PassScope(state) as scope, folded(particles):
                 y_pred = self._run(hard, x, training=True)
                 if not hard.latents:
                     raise ValueError(
@@ -206,7 +206,7 @@ class RelaxTrainer:
         def cost_of_rows(sample: tf.Tensor, copies: int) -> tf.Tensor:
             replay = Replay(hard, index, sample, layer.estimator.replay, copies, is_downstream)
             x_rows, y_rows, weight_rows = tile((x, y, sample_weight), copies)
-            with keras.StatelessScope(frozen):
+            with keras.StatelessScope(frozen), folded(copies):
                 y_pred = self._run(replay, x_rows, training=True)
                 return self._cost(replay, x_rows, y_rows, y_pred, weight_rows)
 

@@ -94,6 +94,11 @@ def gradients_of_train_steps(model, steps=150, batch=400):
         ("relax", "rebar", None, "analytic"),
         ("reinforce", "relaxed_rebar", "uniform", "sampled"),
         (relax_tf.estimators.RelaxedRebar(coupled=False), "rebar", "learned", "sampled"),
+        ("rloo", "disarm", "learned", "sampled"),
+        ("disarm", "rloo", "uniform", "analytic"),
+        ("muprop", "nvil", "learned", "sampled"),
+        ("nvil", "muprop", None, "analytic"),
+        ("arm", relax_tf.estimators.Reinforce(baseline_decay=0.9), "uniform", "sampled"),
     ],
 )
 def test_train_step_follows_the_enumerated_gradient_of_two_layers(below, above, prior, kl):

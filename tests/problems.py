@@ -63,7 +63,7 @@ class TableCost:
         for i in range(self.units):
             p_i = p[..., i : i + 1]
             weights = tf.concat([weights * (1 - p_i), weights * p_i], -1)
-        value = tf.linalg.matvec(weights, tf.constant(self.table, b.dtype))
+        value = tf.tensordot(weights, tf.constant(self.table, b.dtype), 1)
         value = value + value**2
         if self.direct:
             value += tf.reduce_sum(p * theta**2, -1)
@@ -99,7 +99,7 @@ class CategoricalTableCost:
             products = weights[..., :, tf.newaxis] * b[..., i, tf.newaxis, :]
             shape = [*tf.unstack(tf.shape(weights)[:-1]), self.classes ** (i + 1)]
             weights = tf.reshape(products, shape)
-        value = tf.linalg.matvec(weights, tf.constant(self.table, b.dtype))
+        value = tf.tensordot(weights, tf.constant(self.table, b.dtype), 1)
         value = value + value**2
         if self.direct:
             value += tf.reduce_sum(b * theta**2, [-2, -1])
