@@ -7,9 +7,11 @@ import tensorflow as tf
 
 import relax_tf
 from relax_tf import control_variates, estimators
-from relax_tf.distributions import Bernoulli
+from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
 
 DIST = Bernoulli(tf.zeros([4, 3]))
+NORMAL = Normal(tf.zeros([4, 3]), tf.ones([4, 3]))
+ONE_HOT = OneHotCategorical(tf.zeros([4, 3]))
 
 
 def total(b):
@@ -38,8 +40,22 @@ def fit(*layers, loss="mse", **compile_arguments):
     model.fit(np.zeros([8, 3], "f"), np.zeros([8, *x.shape[1:]], "f"), verbose=0)
 
 
+def class_of(identifier):
+    return type(estimators.get(identifier)).__name__
+
+
 def layer(**arguments):
     return relax_tf.StochasticBinaryLayer(**{"units": 2, **arguments})
+
+
+def categorical(**arguments):
+    return relax_tf.StochasticCategoricalLayer(
+        **{"num_variables": 2, "num_classes": 3, **arguments}
+    )
+
+
+def normal(**arguments):
+    return relax_tf.StochasticNormalLayer(**{"units": 2, **arguments})
 
 
 def shared_estimator():
@@ -110,12 +126,52 @@ WRONG = [
         ValueError,
         "no gradient with respect to its input",
     ),
+    *(
+        (
+            lambda name=name: estimate(name, dist=NORMAL),
+            ValueError,
+            f"{class_of(name)} is.*discrete distributions only.*Normal.*continuous.*'lax'",
+        )
+        for name in ("concrete", "straight_through", "rebar", "relax", "relaxed_rebar")
+    ),
+    *(
+        (
+            lambda name=name, dist=dist: estimate(name, dist=dist),
+            ValueError,
+            f"{class_of(name)} is.*continuous distributions only.*{type(dist).__name__}.*'relax'",
+        )
+        for name in ("lax", "reparameterization")
+        for dist in (DIST, ONE_HOT)
+    ),
+    (
+        lambda: estimate("reparameterization", dist=NORMAL, cost=numpy_cost),
+        ValueError,
+        "no gradient.*'lax'",
+    ),
+    (
+        lambda: estimate(dist=ONE_HOT, draw=OneHotCategorical(tf.zeros([4, 2])).draw()),
+        ValueError,
+        r"`draw.b`.*\(4, 3\).*\(4, 2\)",
+    ),
     # Distributions.
     (lambda: Bernoulli(tf.zeros([2], tf.int32)), TypeError, "`logits`.*floating.*int32"),
     (lambda: Bernoulli("logits"), TypeError, "`logits`.*string"),
     (lambda: Bernoulli(tf.zeros([])), ValueError, r"batch axis.*\(\)"),
     (lambda: Bernoulli(tf.zeros([2]), support=(0, 1, 2)), ValueError, r"`support`.*\(0, 1, 2\)"),
     (lambda: Bernoulli(tf.zeros([2]), support=(1, 0)), ValueError, r"`support`.*\(1, 0\)"),
+    (lambda: OneHotCategorical(tf.zeros([2, 2], tf.int32)), TypeError, "`logits`.*int32"),
+    (lambda: OneHotCategorical(tf.zeros([2])), ValueError, r"class axis.*\(2,\)"),
+    (lambda: OneHotCategorical(tf.zeros([])), ValueError, r"batch axis.*\(\)"),
+    (lambda: Normal(tf.zeros([2], tf.int32), tf.ones([2])), TypeError, "`loc`.*int32"),
+    (lambda: Normal(tf.zeros([2]), "wide"), TypeError, "`scale`.*string"),
+    (lambda: Normal(0.0, 1.0), ValueError, r"batch axis.*\(\)"),
+    (lambda: Normal(tf.zeros([2, 3]), tf.ones([2])), ValueError, r"same shape.*\(2, 3\).*\(2,\)"),
+    (
+        lambda: Normal(tf.zeros([2]), tf.ones([2], tf.float64)),
+        ValueError,
+        "same dtype.*float32 and float64",
+    ),
+    (lambda: Normal(tf.zeros([2]), tf.constant([1.0, 0.0])), ValueError, "positive.*0.0 to 1.0"),
     # Layers.
     (lambda: layer(units=0), ValueError, "`units`.*positive.*0"),
     (lambda: layer(units=2.5), TypeError, "`units`.*integer.*2.5"),
@@ -132,6 +188,20 @@ WRONG = [
         ValueError,
         "fixed size.*theta of shape",
     ),
+    (lambda: layer(estimator="lax"), ValueError, "Lax.*continuous.*Bernoulli"),
+    (lambda: categorical(num_variables=0), ValueError, "`num_variables`.*positive.*0"),
+    (lambda: categorical(num_classes=1), ValueError, "`num_classes`.*at least 2.*1"),
+    (lambda: categorical(num_classes=2.5), TypeError, "`num_classes`.*integer.*2.5"),
+    (lambda: categorical(prior="standard"), ValueError, "`prior`.*uniform.*'standard'"),
+    (
+        lambda: categorical(estimator="reparameterization"),
+        ValueError,
+        "Reparameterization.*continuous.*OneHotCategorical",
+    ),
+    (lambda: normal(units=0), ValueError, "`units`.*positive.*0"),
+    (lambda: normal(prior="uniform"), ValueError, "`prior`.*standard.*'uniform'"),
+    (lambda: normal(estimator="rebar"), ValueError, "Rebar.*discrete.*Normal.*continuous"),
+    (lambda: normal()(tf.zeros([2, 3]), training=True), ValueError, "'reparameterization'"),
     (shared_estimator, ValueError, "estimator instance of layer"),
     # Models.
     (lambda: fit(keras.layers.Dense(2)), ValueError, "no stochastic layer.*StochasticBinaryLayer"),
