@@ -176,11 +176,12 @@ BINARY, CATEGORICAL, NORMAL = (
 SIZES = {BINARY: (2,), CATEGORICAL: (2, 3), NORMAL: (1,)}
 
 
-def mixed_model(*stack, kl="analytic"):
+def mixed_model(*stack, kl="analytic", scale=0.7):
     """x -> stochastic layers on top of each other -> tanh of all their samples -> y.
 
     Args:
         stack: for each layer its class, estimator and prior.
+        scale: how far the variables are from their initial values.
     """
     x = inputs = keras.Input([3])
     samples = []
@@ -192,7 +193,7 @@ def mixed_model(*stack, kl="analytic"):
     hidden = keras.layers.Dense(3, activation="tanh", name="hidden")(hidden)
     model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2, name="outputs")(hidden))
     model.compile(keras.optimizers.SGD(1.0), loss="mse")
-    shake(model.trainable_variables, 0.7)
+    shake(model.trainable_variables, scale)
     return model
 
 
@@ -283,6 +284,7 @@ def all_three(**arguments):
         (CATEGORICAL, "relaxed_rebar", "learned"),
         (NORMAL, "lax", "learned"),
         (BINARY, "rebar", "learned"),
+        scale=0.05,
         **arguments,
     )
 
