@@ -233,15 +233,17 @@ def test_eager_graph_and_xla_agree(config, other):
 @by_family(ALL)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_extreme_parameters_stay_finite(config, other, dtype):
-    logits = [-1e4, -200.0, -1.0, 0.0, 1.0, 3.0, 200.0, 1e4]
-    theta = tf.cast([logits, logits[::-1]], dtype)
+    values = np.array([-1e4, -200.0, -1.0, 0.0, 1.0, 3.0, 200.0, 1e4])
+    if other is normal_from and dtype == "float16":
+        values /= 100  # whose control variate or score is out of float16's range else
+    theta = tf.cast([values, values[::-1]], dtype)
     estimator = estimators.get(config)
     estimator.estimate(other(theta), total, seed=0)
     shake(estimator.trainable_variables, 0.1)
     for seed in range(20):
         with tf.GradientTape() as tape:
             tape.watch(theta)
-            estimate = estimator.estimate(other(theta), total_square, seed=seed)
+            estimate = estimator.estimate(other(theta), lambda b: total(tf.sin(b)), seed=seed)
             objective = estimate.surrogate + estimate.control_variate_loss
         gradients = tape.gradient(
             objective, [theta, *(v.value for v in estimator.trainable_variables)]
@@ -391,7 +393,7 @@ def test_independent_noise_of_z_tilde_differs_from_that_of_z():
 
     estimator = estimators.Relax(control_variate=Spy(), coupled=False)
     estimator.estimate(Bernoulli(tf.zeros([50, 1])), lambda b: b[:, 0], seed=0)
-    z, z_tilde = (value.numpy() for value in seen)
+    z, z_tilde = (value.numpy() for value in seen[-2:])  # the first is symbolic
     np.testing.assert_array_equal(z > 0, z_tilde > 0)
     assert abs(np.corrcoef(np.abs(z[:, 0]), np.abs(z_tilde[:, 0]))[0, 1]) < 0.6
 

@@ -50,7 +50,7 @@ class Normal(Distribution):
                 f"Received shapes: {tuple(self.loc.shape)} and {tuple(self.scale.shape)}"
             )
         known = tf.get_static_value(self.scale)
-        if known is not None and not np.all(known > 0):
+        if known is not None and np.any(known <= 0):
             raise ValueError(
                 f"`scale` must be positive. Received values from {known.min()} to {known.max()}"
             )

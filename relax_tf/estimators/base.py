@@ -21,6 +21,11 @@ from relax_tf.estimators.estimate import (
     second_moment,
 )
 
+_EXAMPLES = {
+    "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",
+    "continuous": "'lax', 'reparameterization' or 'reinforce'",
+}
+
 
 class Estimator(keras.layers.Layer):
     """Base of the estimators. A Keras layer for its variables, configuration and saving only.
@@ -112,9 +117,9 @@ class Estimator(keras.layers.Layer):
         kind = "discrete" if family.discrete else "continuous"
         if kind not in self.defined_for:
             raise ValueError(
-                f"estimator {self.name!r} ({type(self).__name__}) is defined for "
+                f"the estimator {type(self).__name__} is defined for "
                 f"{' and '.join(self.defined_for)} distributions only. Received: "
-                f"{family.__name__}, which is {kind}"
+                f"{family.__name__}, which is {kind}. Use for example {_EXAMPLES[kind]}."
             )
 
     def draw(self, dist: Distribution, seed: Any = None) -> Draw:
