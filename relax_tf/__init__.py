@@ -5,7 +5,11 @@ from relax_tf.requirements import check_requirements
 check_requirements()
 
 from relax_tf import control_variates, diagnostics, distributions, estimators, losses  # noqa: E402
-from relax_tf.layers import StochasticBinaryLayer  # noqa: E402
+from relax_tf.layers import (  # noqa: E402
+    StochasticBinaryLayer,
+    StochasticCategoricalLayer,
+    StochasticNormalLayer,
+)
 from relax_tf.models import ModelEstimate, RelaxModel  # noqa: E402
 from relax_tf.optimizers import RelaxOptimizer  # noqa: E402
 
@@ -16,6 +20,8 @@ __all__ = [
     "RelaxModel",
     "RelaxOptimizer",
     "StochasticBinaryLayer",
+    "StochasticCategoricalLayer",
+    "StochasticNormalLayer",
     "control_variates",
     "diagnostics",
     "distributions",

@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from relax_tf.folding import copies_in_batch
+
 
 @keras.saving.register_keras_serializable("relax_tf")
 class BernoulliNegativeLogLikelihood(keras.losses.Loss):
@@ -90,7 +92,7 @@ class _PerExample:
         size = tf.cast(tf.size(values), values.dtype)
         mask = getattr(y_pred, "_keras_mask", None)
         if reduction == "sum":
-            return size
+            return size / copies_in_batch()
         if reduction == "mean_with_sample_weight" and sample_weight is not None:
             divisor = tf.cast(sample_weight, values.dtype)
         elif reduction != "mean_with_sample_weight" and mask is not None:

@@ -21,9 +21,11 @@ from relax_tf.estimators.estimate import (
     package,
     path_to_theta,
 )
+from relax_tf.folding import fold, folded, tile, unfold
 from relax_tf.graph import may_depend
 from relax_tf.layers import StochasticLayer
 from relax_tf.optimizers import wrap_optimizer
+from relax_tf.particles import estimate_particles, shared_particles
 from relax_tf.passes import EvaluationPass, Latent, Pass, Replay, TrainingPass
 
 
@@ -129,12 +131,14 @@ class RelaxTrainer:
     def _estimate(self, x, y, sample_weight) -> tuple[ModelEstimate, TrainingPass, Any]:
         self._ensure_built(x)
         refuse_batch_normalization(self, x)
+        particles = shared_particles(self._stochastic_layers(), sample_weight)
+        x, y = tile((x, y), particles)
         # Each variable is read once, for the hard pass and all replays.
         state = [(variable, tf.convert_to_tensor(variable.value)) for variable in self.variables]
         frozen = [(variable, tf.stop_gradient(value)) for variable, value in state]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             hard = TrainingPass(tape)
-            with _PassScope(state) as scope:
+            with _PassScope(state) as scope, folded(particles):
                 y_pred = self._run(hard, x, training=True)
                 if not hard.latents:
                     raise ValueError(
@@ -144,14 +148,23 @@ class RelaxTrainer:
                     )
                 f_b = self._cost(hard, x, y, y_pred, sample_weight)
             added = [*scope.losses, *_penalties(self, of_control_variates=False)]
-            estimates, objective = {}, batch_mean(f_b)
+            estimates, paths = {}, []
             for index, (name, latent) in enumerate(hard.latents.items()):
-                if latent.layer.estimator.needs_cost:
+                if latent.layer.estimator.joint:
+                    estimates[name], path = estimate_particles(latent, unfold(f_b, particles))
+                    paths.append(path)
+                elif latent.layer.estimator.needs_cost:
                     cost = self._replayed_cost(hard, index, frozen, x, y, sample_weight)
                     estimates[name] = _estimate_latent(latent, f_b, cost)
-                    objective += path_to_theta(latent.dist, estimates[name].gradient, f_b)
+                    paths.append(path_to_theta(latent.dist, estimates[name].gradient, f_b))
+            if particles > 1:
+                f_b = next(iter(estimates.values())).cost
+                y_pred = keras.tree.map_structure(lambda rows: unfold(rows, particles)[0], y_pred)
+            objective = tf.add_n([batch_mean(f_b), *paths])
         estimates |= _pathwise_estimates(tape, objective, hard.latents, f_b)
         scope.commit()
+        for latent in hard.latents.values():
+            latent.layer.estimator.observe(tf.stop_gradient(f_b), tf.stop_gradient(latent.context))
         result = ModelEstimate(
             {name: estimates[name] for name in hard.latents},
             _sum(objective, added),
@@ -175,19 +188,27 @@ class RelaxTrainer:
         """The cost as a function of one latent's sample, everything else as in the hard pass.
 
         The replay runs on the frozen state from before the hard pass: it draws the same dropout
-        masks, moves no statistics, and no gradient of it reaches the model.
+        masks, moves no statistics, and no gradient of it reaches the model. Samples with a leading
+        axis, `[K, batch, *event]`, run as one batch.
         """
-        layer = list(hard.latents.values())[index].layer
-        relaxed = layer.estimator.replay == "relaxed"
+        latent = list(hard.latents.values())[index]
+        layer = latent.layer
 
         def is_downstream(other: StochasticLayer) -> bool:
             return may_depend(self, other, on=layer)
 
         def cost(sample: tf.Tensor) -> tf.Tensor:
-            replay = Replay(hard, index, sample, relaxed, is_downstream)
-            with keras.StatelessScope(frozen):
-                y_pred = self._run(replay, x, training=True)
-                return self._cost(replay, x, y, y_pred, sample_weight)
+            if sample.shape.rank > latent.dist.shape.rank:
+                copies = sample.shape[0]
+                return unfold(cost_of_rows(fold(sample), copies), copies)
+            return cost_of_rows(sample, 1)
+
+        def cost_of_rows(sample: tf.Tensor, copies: int) -> tf.Tensor:
+            replay = Replay(hard, index, sample, layer.estimator.replay, copies, is_downstream)
+            x_rows, y_rows, weight_rows = tile((x, y, sample_weight), copies)
+            with keras.StatelessScope(frozen), folded(copies):
+                y_pred = self._run(replay, x_rows, training=True)
+                return self._cost(replay, x_rows, y_rows, y_pred, weight_rows)
 
         return cost
 
@@ -246,8 +267,11 @@ class RelaxTrainer:
         return [*super().metrics, *self._training_metrics()]
 
     def _training_metrics(self) -> list[keras.metrics.Metric]:
-        layers = [layer for layer in self._flatten_layers() if isinstance(layer, StochasticLayer)]
+        layers = self._stochastic_layers()
         return [metric for layer in layers for metric in layer.tracked.metrics.values()]
+
+    def _stochastic_layers(self) -> list[StochasticLayer]:
+        return [layer for layer in self._flatten_layers() if isinstance(layer, StochasticLayer)]
 
     def _track_loss(self, x, y, y_pred, sample_weight, loss) -> None:
         examples = tf.shape(keras.tree.flatten(x)[0])[0]
@@ -369,11 +393,19 @@ def _sum(value: tf.Tensor, others: list[tf.Tensor]) -> tf.Tensor:
 
 
 def _estimate_latent(latent: Latent, f_b: tf.Tensor, cost: Any) -> Estimate:
-    layer = latent.layer
-    draw = Draw(latent.sample, latent.z)
-    return layer.estimator.estimate_at(
-        latent.dist, draw, latent.sample, f_b, cost, latent.context, layer.next_seed()
-    )
+    """The estimate of one call of a layer; of several samples the hard pass has the first."""
+    estimator, seed = latent.layer.estimator, latent.layer.next_seed()
+    if estimator.num_samples == 1:
+        draw = Draw(latent.sample, latent.z)
+        return estimator.estimate_at(
+            latent.dist, draw, latent.sample, f_b, cost, latent.context, seed
+        )
+    draw = estimator.complete_draw(latent.dist.detached(), latent.eps, seed)
+    values = tf.concat([tf.stop_gradient(f_b)[tf.newaxis], cost(draw.b[1:])], 0)
+    estimate = estimator.estimate_at(latent.dist, draw, draw.b, values, cost, latent.context, seed)
+    # The model's parameters learn from the hard pass.
+    direct = batch_mean(f_b)
+    return estimate._replace(surrogate=estimate.surrogate + direct - tf.stop_gradient(direct))
 
 
 def _pathwise_estimates(

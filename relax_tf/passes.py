@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.distributions.noise import fold_in
+from relax_tf.folding import tile
 
 _active = threading.local()
 
@@ -27,7 +28,8 @@ class Latent:
 
     Attributes:
         dist: the layer's distribution in this pass, with `log_prob` and the like.
-        z: the continuous variable behind the sample, `[batch, *event]` (None for a mean).
+        z: the continuous variable behind the sample, `[batch, *event]` (None for a mean in
+            evaluation; in replays it may be that of the hard pass).
         sample: what the layer emitted, before the cast to its compute dtype.
         kl: the layer's Kullback-Leibler term, `[batch]`, in nats; None without a prior.
         layer, eps, context: the layer, the noise of z, and the layer's input.
@@ -118,13 +120,14 @@ class Replay(Pass):
 
     Calls that cannot depend on it keep their samples. Calls downstream meet another theta: they
     keep their noise, `z = theta + eps`, since keeping the value of z or b would hide their
-    dependence on the replaced sample. They emit relaxed samples if `relaxed`, else what their
+    dependence on the replaced sample. They emit relaxed samples, means, or (`"hard"`) what their
     estimators emit.
 
     Args:
         original: the pass to repeat.
-        index, sample: the call whose sample is replaced, and by what.
-        relaxed: what calls downstream emit.
+        index, sample: the call whose sample is replaced, and by what: `[copies * batch, *event]`.
+        emits: what calls downstream emit, `"hard"`, `"relaxed"` or `"mean"`.
+        copies: how many times the batch of the original is tiled, for several samples at once.
         is_downstream: tells of a later call's layer whether it may depend on this call's sample.
     """
 
@@ -133,27 +136,34 @@ class Replay(Pass):
         original: Pass,
         index: int,
         sample: tf.Tensor,
-        relaxed: bool,
+        emits: str,
+        copies: int,
         is_downstream: Callable[[Any], bool],
     ):
         super().__init__()
         self._originals = list(original.latents.values())
         self._index = index
         self._sample = sample
-        self._relaxed = relaxed
+        self._emits = emits
+        self._copies = copies
         self._is_downstream = is_downstream
 
     def _choose(self, index, layer, dist):
         original = self._original(index, layer)
+        eps, z, sample = tile((original.eps, original.z, original.sample), self._copies)
         if index == self._index:
-            return original.eps, original.z, self._sample
+            return eps, z, self._sample
         if index < self._index or not self._is_downstream(layer):
-            return original.eps, original.z, tf.stop_gradient(original.sample)
-        draw = dist.from_noise(original.eps)
-        if self._relaxed:
-            temperature = tf.cast(layer.estimator.temperature, dist.dtype)
-            return original.eps, draw.z, dist.relax(draw.z, temperature)
-        return original.eps, draw.z, layer.estimator.emit(dist, draw)
+            return eps, z, tf.stop_gradient(sample)
+        draw = dist.from_noise(eps)
+        return eps, draw.z, self._emission(layer, dist, draw)
+
+    def _emission(self, layer: Any, dist: Distribution, draw: Draw) -> tf.Tensor:
+        if self._emits == "relaxed":
+            return dist.relax(draw.z, tf.cast(layer.estimator.temperature, dist.dtype))
+        if self._emits == "mean":
+            return dist.mean()
+        return layer.estimator.emit(dist, draw)
 
     def _original(self, index: int, layer: Any) -> Latent:
         if index >= len(self._originals) or self._originals[index].layer is not layer:

@@ -24,6 +24,14 @@ def real_number(value: Any, name: str) -> float:
     return float(value)
 
 
+def decay_rate(value: Any, name: str) -> float:
+    """`value` as a float if it is a number in [0, 1)."""
+    number = real_number(value, name)
+    if not 0 <= number < 1:
+        raise ValueError(f"`{name}` must be a number in [0, 1). Received: {value!r}")
+    return number
+
+
 def positive_integer(value: Any, name: str) -> int:
     """`value` as an int if it is an integer above 0."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import relax_tf
 from relax_tf import diagnostics, estimators
-from relax_tf.distributions import Bernoulli
+from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
 from tests.problems import TableCost, shake
 
 
@@ -43,6 +43,22 @@ def test_certificate(name, unbiased):
     )
 
 
+def test_certificates_of_other_distributions():
+    dist = OneHotCategorical(tf.constant([[[0.3, -0.2, 0.5]]]))
+    cost = lambda b: b[..., 0, 0] + 2 * b[..., 0, 1] * b[..., 0, 1]  # noqa: E731
+    rloo = diagnostics.check_unbiased(estimators.get("rloo"), dist, cost, num_draws=5_000)
+    assert rloo.unbiased
+    normal = Normal(tf.constant([[0.5]]), tf.constant([[1.0]]))
+    exact = (np.array([[1.0]]), np.array([[2.0]]))  # of E[b ** 2] = loc ** 2 + scale ** 2
+    for name in ("lax", "reparameterization"):
+        certificate = diagnostics.check_unbiased(
+            estimators.get(name), normal, lambda b: b[:, 0] ** 2, num_draws=5_000, exact=exact
+        )
+        assert certificate.unbiased
+    with pytest.raises(ValueError, match="cannot be enumerated"):
+        diagnostics.exact_gradient(normal, lambda b: b[:, 0])
+
+
 def build(estimator):
     inputs = keras.Input([3])
     b = relax_tf.StochasticBinaryLayer(4, estimator, name="b")(inputs)
@@ -64,7 +80,7 @@ def test_gradient_variance_is_that_of_repeated_estimates():
     draws = np.stack([model.estimate(x, y).estimates["b"].gradient for _ in range(400)])
     expected = draws.var(0, ddof=1).sum(-1).mean()
     assert 0.7 < result.layers["b"] / expected < 1.4
-    assert set(result.weights) == {"b/logits/kernel", "b/logits/bias", "out/kernel", "out/bias"}
+    assert set(result.weights) == {"b/theta/kernel", "b/theta/bias", "out/kernel", "out/bias"}
     for variable, value in zip(model.weights, weights, strict=True):
         np.testing.assert_array_equal(variable, value)
 
@@ -97,7 +113,7 @@ def test_compare_ranks_estimators_and_draws(tmp_path):
         (
             lambda: diagnostics.exact_gradient(Bernoulli(tf.zeros([1, 17])), tf.reduce_sum),
             ValueError,
-            "at most 16",
+            "at most 2",
         ),
         (lambda: diagnostics.gradient_variance(3, 1), TypeError, "RelaxModel"),
         (

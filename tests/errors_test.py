@@ -7,9 +7,11 @@ import tensorflow as tf
 
 import relax_tf
 from relax_tf import control_variates, estimators
-from relax_tf.distributions import Bernoulli
+from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
 
 DIST = Bernoulli(tf.zeros([4, 3]))
+NORMAL = Normal(tf.zeros([4, 3]), tf.ones([4, 3]))
+ONE_HOT = OneHotCategorical(tf.zeros([4, 3]))
 
 
 def total(b):
@@ -38,13 +40,40 @@ def fit(*layers, loss="mse", **compile_arguments):
     model.fit(np.zeros([8, 3], "f"), np.zeros([8, *x.shape[1:]], "f"), verbose=0)
 
 
+def class_of(identifier):
+    return type(estimators.get(identifier)).__name__
+
+
 def layer(**arguments):
     return relax_tf.StochasticBinaryLayer(**{"units": 2, **arguments})
+
+
+def categorical(**arguments):
+    return relax_tf.StochasticCategoricalLayer(
+        **{"num_variables": 2, "num_classes": 3, **arguments}
+    )
+
+
+def normal(**arguments):
+    return relax_tf.StochasticNormalLayer(**{"units": 2, **arguments})
 
 
 def shared_estimator():
     estimator = estimators.get("relax")
     fit(layer(estimator=estimator), layer(estimator=estimator))
+
+
+def nvil_without_its_context():
+    estimator = estimators.get("nvil")
+    estimate(estimator, context=tf.ones([4, 2]))
+    estimate(estimator)
+
+
+def weighted_vimco():
+    inputs = keras.Input([3])
+    model = relax_tf.RelaxModel(inputs, layer(estimator="vimco")(inputs))
+    model.compile("sgd", loss="mse")
+    model.fit(np.zeros([8, 3], "f"), np.zeros([8, 2], "f"), sample_weight=np.ones(8), verbose=0)
 
 
 def unused_output(network_output):
@@ -66,6 +95,18 @@ WRONG = [
     (lambda: estimators.Relax(control_variate="mlp"), TypeError, "`control_variate`.*'mlp'"),
     (lambda: control_variates.mlp([0]), ValueError, "`hidden_units`.*positive.*0"),
     (lambda: control_variates.mlp([1.5]), TypeError, "`hidden_units`.*integer.*1.5"),
+    (
+        lambda: estimators.Reinforce(baseline_decay=1.0),
+        ValueError,
+        r"`baseline_decay`.*\[0, 1\).*1",
+    ),
+    (lambda: estimators.Reinforce(baseline_decay="slow"), TypeError, "`baseline_decay`.*'slow'"),
+    (lambda: estimators.Nvil(decay=-0.1), ValueError, r"`decay`.*\[0, 1\).*-0.1"),
+    (lambda: estimators.Nvil(baseline="mlp"), TypeError, "`baseline`.*Keras layer.*'mlp'"),
+    (lambda: estimators.Nvil(normalize_variance=1), TypeError, "`normalize_variance`.*True or"),
+    (lambda: estimators.Rloo(num_samples=1), ValueError, "`num_samples`.*at least 2.*1"),
+    (lambda: estimators.Vimco(num_samples=2.5), TypeError, "`num_samples`.*integer.*2.5"),
+    (lambda: estimators.Arm(num_samples=2), TypeError, "num_samples"),
     # estimate().
     (lambda: estimate(dist=tf.zeros([4, 3])), TypeError, "`dist`.*relax_tf.distributions"),
     (lambda: estimate(cost=3.0), TypeError, "`cost`.*callable.*3.0"),
@@ -100,6 +141,23 @@ WRONG = [
         "no gradient.*'relax'",
     ),
     (lambda: estimate("concrete", cost=numpy_cost), ValueError, "no gradient.*'relax'"),
+    (lambda: estimate("muprop", cost=numpy_cost), ValueError, "no gradient.*'relax'"),
+    (lambda: estimate("muprop", cost=partly_numpy_cost), ValueError, "no gradient.*'relax'"),
+    (
+        lambda: tf.function(lambda: estimate("muprop", cost=partly_numpy_cost))(),
+        ValueError,
+        "no gradient.*'relax'",
+    ),
+    (lambda: estimate("rloo", draw=DIST.draw()), ValueError, r"4 samples, \(4, 4, 3\)"),
+    (lambda: estimate("rloo", cost=lambda b: total(b)[0]), ValueError, r"\(4, 4\).*\(4,\)"),
+    (lambda: estimate("arm", dist=ONE_HOT), ValueError, "Bernoulli.*OneHotCategorical.*'rloo'"),
+    (lambda: estimate("disarm", dist=NORMAL), ValueError, "Bernoulli variables only.*Normal"),
+    (
+        lambda: estimate(estimators.Nvil(keras.layers.Dense(2)), context=tf.ones([4, 2])),
+        ValueError,
+        r"\[batch, 1\].*\(4, 2\)",
+    ),
+    (nvil_without_its_context, ValueError, "context=None"),
     (
         lambda: estimate(estimators.Relax(control_variate=keras.layers.Dense(2))),
         ValueError,
@@ -110,12 +168,52 @@ WRONG = [
         ValueError,
         "no gradient with respect to its input",
     ),
+    *(
+        (
+            lambda name=name: estimate(name, dist=NORMAL),
+            ValueError,
+            f"{class_of(name)} is.*discrete distributions only.*Normal.*continuous.*'lax'",
+        )
+        for name in ("concrete", "straight_through", "rebar", "relax", "relaxed_rebar")
+    ),
+    *(
+        (
+            lambda name=name, dist=dist: estimate(name, dist=dist),
+            ValueError,
+            f"{class_of(name)} is.*continuous distributions only.*{type(dist).__name__}.*'relax'",
+        )
+        for name in ("lax", "reparameterization")
+        for dist in (DIST, ONE_HOT)
+    ),
+    (
+        lambda: estimate("reparameterization", dist=NORMAL, cost=numpy_cost),
+        ValueError,
+        "no gradient.*'lax'",
+    ),
+    (
+        lambda: estimate(dist=ONE_HOT, draw=OneHotCategorical(tf.zeros([4, 2])).draw()),
+        ValueError,
+        r"`draw.b`.*\(4, 3\).*\(4, 2\)",
+    ),
     # Distributions.
     (lambda: Bernoulli(tf.zeros([2], tf.int32)), TypeError, "`logits`.*floating.*int32"),
     (lambda: Bernoulli("logits"), TypeError, "`logits`.*string"),
     (lambda: Bernoulli(tf.zeros([])), ValueError, r"batch axis.*\(\)"),
     (lambda: Bernoulli(tf.zeros([2]), support=(0, 1, 2)), ValueError, r"`support`.*\(0, 1, 2\)"),
     (lambda: Bernoulli(tf.zeros([2]), support=(1, 0)), ValueError, r"`support`.*\(1, 0\)"),
+    (lambda: OneHotCategorical(tf.zeros([2, 2], tf.int32)), TypeError, "`logits`.*int32"),
+    (lambda: OneHotCategorical(tf.zeros([2])), ValueError, r"class axis.*\(2,\)"),
+    (lambda: OneHotCategorical(tf.zeros([])), ValueError, r"batch axis.*\(\)"),
+    (lambda: Normal(tf.zeros([2], tf.int32), tf.ones([2])), TypeError, "`loc`.*int32"),
+    (lambda: Normal(tf.zeros([2]), "wide"), TypeError, "`scale`.*string"),
+    (lambda: Normal(0.0, 1.0), ValueError, r"batch axis.*\(\)"),
+    (lambda: Normal(tf.zeros([2, 3]), tf.ones([2])), ValueError, r"same shape.*\(2, 3\).*\(2,\)"),
+    (
+        lambda: Normal(tf.zeros([2]), tf.ones([2], tf.float64)),
+        ValueError,
+        "same dtype.*float32 and float64",
+    ),
+    (lambda: Normal(tf.zeros([2]), tf.constant([1.0, 0.0])), ValueError, "positive.*0.0 to 1.0"),
     # Layers.
     (lambda: layer(units=0), ValueError, "`units`.*positive.*0"),
     (lambda: layer(units=2.5), TypeError, "`units`.*integer.*2.5"),
@@ -132,6 +230,20 @@ WRONG = [
         ValueError,
         "fixed size.*theta of shape",
     ),
+    (lambda: layer(estimator="lax"), ValueError, "Lax.*continuous.*Bernoulli"),
+    (lambda: categorical(num_variables=0), ValueError, "`num_variables`.*positive.*0"),
+    (lambda: categorical(num_classes=1), ValueError, "`num_classes`.*at least 2.*1"),
+    (lambda: categorical(num_classes=2.5), TypeError, "`num_classes`.*integer.*2.5"),
+    (lambda: categorical(prior="standard"), ValueError, "`prior`.*uniform.*'standard'"),
+    (
+        lambda: categorical(estimator="reparameterization"),
+        ValueError,
+        "Reparameterization.*continuous.*OneHotCategorical",
+    ),
+    (lambda: normal(units=0), ValueError, "`units`.*positive.*0"),
+    (lambda: normal(prior="uniform"), ValueError, "`prior`.*standard.*'uniform'"),
+    (lambda: normal(estimator="rebar"), ValueError, "Rebar.*discrete.*Normal.*continuous"),
+    (lambda: normal()(tf.zeros([2, 3]), training=True), ValueError, "'reparameterization'"),
     (shared_estimator, ValueError, "estimator instance of layer"),
     # Models.
     (lambda: fit(keras.layers.Dense(2)), ValueError, "no stochastic layer.*StochasticBinaryLayer"),
@@ -147,6 +259,25 @@ WRONG = [
         "batch normalisation.*allow_batch_normalization",
     ),
     (lambda: fit(layer(estimator="rebar"), loss=lambda y, p: y[:, 0]), ValueError, "'relax'"),
+    (lambda: fit(layer(estimator="muprop"), loss=lambda y, p: y[:, 0]), ValueError, "'relax'"),
+    (
+        lambda: fit(layer(estimator="vimco"), layer(estimator="relax")),
+        ValueError,
+        "share K joint particles.*Vimco.*Relax",
+    ),
+    (
+        lambda: fit(layer(estimator="vimco"), layer(estimator=estimators.Vimco(num_samples=3))),
+        ValueError,
+        "same `num_samples`.*=5.*=3",
+    ),
+    (
+        lambda: fit(layer(estimator="vimco", prior="uniform")),
+        ValueError,
+        "kl='analytic'.*kl='sampled'",
+    ),
+    (lambda: normal(estimator="arm"), ValueError, "Arm.*Bernoulli variables only.*Normal"),
+    (lambda: categorical(estimator="disarm"), ValueError, "Disarm.*Bernoulli variables only"),
+    (weighted_vimco, ValueError, "`sample_weight`.*'vimco'"),
     # Optimizer and loss.
     (lambda: relax_tf.RelaxOptimizer(3), TypeError, "`optimizer`.*Keras optimizer.*3"),
     (lambda: relax_tf.RelaxOptimizer(ADAM, ADAM), ValueError, "two objects"),

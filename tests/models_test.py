@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
-from tests.problems import shake, z_scores
+from tests.problems import normal_grid, shake, z_scores
 
 X = np.array([[0.7, -1.2, 0.4]], np.float32)
 Y = np.array([[0.5, -1.0]], np.float32)
@@ -94,6 +94,11 @@ def gradients_of_train_steps(model, steps=150, batch=400):
         ("relax", "rebar", None, "analytic"),
         ("reinforce", "relaxed_rebar", "uniform", "sampled"),
         (relax_tf.estimators.RelaxedRebar(coupled=False), "rebar", "learned", "sampled"),
+        ("rloo", "disarm", "learned", "sampled"),
+        ("disarm", "rloo", "uniform", "analytic"),
+        ("muprop", "nvil", "learned", "sampled"),
+        ("nvil", "muprop", None, "analytic"),
+        ("arm", relax_tf.estimators.Reinforce(baseline_decay=0.9), "uniform", "sampled"),
     ],
 )
 def test_train_step_follows_the_enumerated_gradient_of_two_layers(below, above, prior, kl):
@@ -164,6 +169,205 @@ def test_a_layer_called_twice_is_credited_for_both_calls():
     assert set(model.estimate(X, Y).estimates) == {"b", "b:1"}
     for exact, samples in zip(expected, gradients_of_train_steps(model), strict=True):
         assert np.abs(z_scores(samples, np.asarray(exact))).max() < 4.5
+
+
+# Mixed models.
+
+BINARY, CATEGORICAL, NORMAL = (
+    relax_tf.StochasticBinaryLayer,
+    relax_tf.StochasticCategoricalLayer,
+    relax_tf.StochasticNormalLayer,
+)
+SIZES = {BINARY: (2,), CATEGORICAL: (2, 3), NORMAL: (1,)}
+
+
+def mixed_model(*stack, kl="analytic", scale=0.7):
+    """x -> stochastic layers on top of each other -> tanh of all their samples -> y.
+
+    Args:
+        stack: for each layer its class, estimator and prior.
+        scale: how far the variables are from their initial values.
+    """
+    x = inputs = keras.Input([3])
+    samples = []
+    for index, (cls, estimator, prior) in enumerate(stack):
+        layer = cls(*SIZES[cls], estimator=estimator, prior=prior, kl=kl, name=f"s{index}")
+        x = keras.layers.Flatten()(layer(x))
+        samples.append(x)
+    hidden = keras.layers.Concatenate()(samples) if len(samples) > 1 else x
+    hidden = keras.layers.Dense(3, activation="tanh", name="hidden")(hidden)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2, name="outputs")(hidden))
+    model.compile(keras.optimizers.SGD(1.0), loss="mse")
+    shake(model.trainable_variables, scale)
+    return model
+
+
+def states_of(dist):
+    """All samples of a distribution `[states, batch, *event]`, with probabilities."""
+    if not dist.discrete:
+        points, weights = normal_grid(dist.shape[-1], nodes=24)
+        samples = dist.loc + dist.scale * tf.constant(points, tf.float32)[:, tf.newaxis]
+        return samples, tf.constant(weights, tf.float32)[:, tf.newaxis]
+    event = dist.shape[1:].as_list()
+    if isinstance(dist, relax_tf.distributions.Bernoulli):
+        states = itertools.product((0.0, 1.0), repeat=event[0])
+    else:
+        states = itertools.product(np.eye(event[1]), repeat=event[0])
+    samples = tf.constant(np.array(list(states)), tf.float32)[:, tf.newaxis]
+    return tf.tile(samples, [1, dist.shape[0], *[1] * len(event)]), tf.exp(dist.log_prob(samples))
+
+
+def expected_loss(model):
+    """The expected cost of the one example, over all samples of all layers."""
+    x = tf.constant(X)
+    samples, weights, kl = [], tf.ones([1]), tf.zeros([1])
+    for layer in model.layers:
+        if not hasattr(layer, "estimator"):
+            continue
+        dist = layer.distribution(x)
+        values, p = states_of(dist)
+        count = len(values)
+        again = lambda t, n=count: tf.tile(t, [n, *[1] * (t.shape.rank - 1)])  # noqa: E731
+        if layer.prior is not None:
+            repeated = dist.map_theta(again)
+            kl = again(kl) + layer.kl_divergence(repeated, tf.reshape(values, repeated.shape))
+        else:
+            kl = again(kl)
+        weights = tf.reshape(p * weights, [-1])
+        x = tf.reshape(values, [len(weights), -1])
+        samples = [*(again(sample) for sample in samples), x]
+    hidden = model.get_layer("hidden")(tf.concat(samples, -1))
+    cost = tf.reduce_mean((model.get_layer("outputs")(hidden) - Y) ** 2, -1)
+    return tf.reduce_sum(weights * (cost + kl))
+
+
+@pytest.mark.parametrize(
+    ("stack", "kl"),
+    [
+        (
+            [(BINARY, "relaxed_rebar", "learned"), (CATEGORICAL, "relaxed_rebar", "learned")],
+            "sampled",
+        ),
+        ([(BINARY, "relax", "uniform"), (CATEGORICAL, "rebar", "uniform")], "analytic"),
+        ([(CATEGORICAL, "rebar", None), (BINARY, "relaxed_rebar", "learned")], "analytic"),
+        ([(NORMAL, "lax", "learned"), (CATEGORICAL, "relax", "learned")], "sampled"),
+        ([(NORMAL, "reparameterization", "learned"), (BINARY, "rebar", None)], "sampled"),
+        (
+            [
+                (CATEGORICAL, "relaxed_rebar", "learned"),
+                (NORMAL, "lax", "standard"),
+                (BINARY, "rebar", "learned"),
+            ],
+            "analytic",
+        ),
+        (
+            [
+                (BINARY, "relaxed_rebar", None),
+                (NORMAL, "reparameterization", "standard"),
+                (CATEGORICAL, "relaxed_rebar", "uniform"),
+            ],
+            "sampled",
+        ),
+    ],
+)
+def test_train_step_follows_the_exact_gradient_of_mixed_layers(stack, kl):
+    model = mixed_model(*stack, kl=kl)
+    variables = model_variables(model)
+    with tf.GradientTape() as tape:
+        loss = expected_loss(model)
+    expected = tape.gradient(loss, [v.value for v in variables])
+    measured = gradients_of_train_steps(model)
+    for variable, exact, samples in zip(variables, expected, measured, strict=True):
+        z = z_scores(samples, np.asarray(exact))
+        assert np.abs(z).max() < 4.5, (variable.path, z)
+    measured = [model.evaluate(*many(20_000), verbose=0) for _ in range(5)]
+    assert abs(z_scores(measured, loss.numpy())) < 8
+
+
+def all_three(**arguments):
+    return mixed_model(
+        (CATEGORICAL, "relaxed_rebar", "learned"),
+        (NORMAL, "lax", "learned"),
+        (BINARY, "rebar", "learned"),
+        scale=0.05,
+        **arguments,
+    )
+
+
+def test_mixed_model_execution_modes_train_alike():
+    weights = []
+    for mode in EXECUTION:
+        keras.utils.set_random_seed(0)
+        model = all_three()
+        optimizer = relax_tf.RelaxOptimizer(keras.optimizers.SGD(0.01), keras.optimizers.SGD(1e-4))
+        model.compile(optimizer, loss="mse", **mode)
+        model.fit(*data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for other in weights[1:]:
+        for a, b in zip(weights[0], other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_saved_mixed_model_continues_as_the_original_would(tmp_path):
+    model = all_three(kl="sampled")
+    model.compile("adam", loss="mse")
+    model.fit(*data(), batch_size=8, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for each in (model, loaded):
+        each.fit(*data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "float64"])
+def test_mixed_model_trains_in_other_precisions(policy):
+    keras.config.set_dtype_policy(policy)
+    model = all_three()
+    model.compile("adam", loss="mse")
+    history = model.fit(*data(), epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "event"),
+    [
+        (relax_tf.StochasticBinaryLayer(4, "relax", prior="learned"), [4]),
+        (relax_tf.StochasticCategoricalLayer(2, 3, "rebar", prior="learned"), [2, 3]),
+        (relax_tf.StochasticNormalLayer(4, "lax", prior="learned"), [4]),
+    ],
+    ids=["binary", "categorical", "normal"],
+)
+def test_layers_take_further_event_axes_and_describe_themselves(layer, event):
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    inputs = keras.Input([5, 3])
+    outputs = again(inputs)
+    assert outputs.shape == (None, 5, *event)
+    model = relax_tf.RelaxModel(inputs, outputs)
+    model.compile("sgd", loss=lambda y, p: keras.ops.mean(p, tuple(range(1, p.ndim))))
+    x = np.ones([8, 5, 3], "f")
+    assert np.isfinite(model.fit(x, x, verbose=0).history["loss"]).all()
+    assert again.estimator.get_config() == layer.estimator.get_config()
+    sample = again(tf.constant(x))
+    assert sample.shape == [8, 5, *event]
+    assert again.kl_divergence(again.distribution(tf.constant(x)), sample).shape == [8]
+
+
+def test_layers_emit_means_by_choice():
+    x = tf.ones([2, 3])
+    for cls in (BINARY, CATEGORICAL, NORMAL):
+        layer = cls(*SIZES[cls], inference="mean")
+        np.testing.assert_array_equal(layer(x), layer.distribution(x).mean())
+
+
+def test_normal_layer_trains_by_reparameterization_in_a_plain_keras_model():
+    inputs = keras.Input([3])
+    z = relax_tf.StochasticNormalLayer(4, "reparameterization", prior="standard")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(z))
+    model.compile(keras.optimizers.Adam(0.05), loss="mse")
+    losses = model.fit(*data(), epochs=60, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
 
 
 # Keras.

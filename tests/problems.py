@@ -1,9 +1,38 @@
-"""Small problems whose gradient is known exactly, by enumeration."""
+"""Small problems whose gradient is known exactly, by enumeration or quadrature.
+
+Each is a cost `f(b, theta)` that knows its distribution: `distribution(theta)` for a tensor
+`theta`, `[batch, *event]`, and `gradient(theta)`, the exact `d E[f] / d theta` for one event.
+"""
 
 import itertools
 
 import numpy as np
 import tensorflow as tf
+
+from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
+
+
+def differentiate(expectation, theta):
+    """The derivative of a function of a float64 tensor."""
+    theta = tf.constant(theta, tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(theta)
+        expected = expectation(theta)
+    return tape.gradient(expected, theta).numpy()
+
+
+def normal_from(theta):
+    """`Normal` with its mean and its scale from the two halves of the last axis of `theta`."""
+    loc, scale = tf.split(theta, 2, -1)
+    return Normal(loc, tf.math.softplus(scale) + 0.1)
+
+
+def normal_grid(units, nodes=40):
+    """Gauss-Hermite points `[nodes ** units, units]` and weights for standard normal variables."""
+    x, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    points = np.array(list(itertools.product(x, repeat=units)))
+    weights = np.array(list(itertools.product(weights / weights.sum(), repeat=units)))
+    return points, weights.prod(-1)
 
 
 class TableCost:
@@ -22,6 +51,10 @@ class TableCost:
     def __init__(self, units, support=(0, 1), direct=False, seed=0):
         self.units, self.support, self.direct = units, support, direct
         self.table = np.random.RandomState(seed).normal(size=2**units)
+        self.theta = np.random.RandomState(seed).normal(size=units)
+
+    def distribution(self, theta):
+        return Bernoulli(theta, self.support)
 
     def __call__(self, b, theta=None):
         lo, hi = self.support
@@ -30,7 +63,7 @@ class TableCost:
         for i in range(self.units):
             p_i = p[..., i : i + 1]
             weights = tf.concat([weights * (1 - p_i), weights * p_i], -1)
-        value = tf.linalg.matvec(weights, tf.constant(self.table, b.dtype))
+        value = tf.tensordot(weights, tf.constant(self.table, b.dtype), 1)
         value = value + value**2
         if self.direct:
             value += tf.reduce_sum(p * theta**2, -1)
@@ -38,15 +71,84 @@ class TableCost:
 
     def gradient(self, theta):
         """`d E[f(b, theta)] / d theta` by enumeration, float64 `[units]`."""
-        theta = tf.constant(theta, tf.float64)
         lo, hi = self.support
-        with tf.GradientTape() as tape:
-            tape.watch(theta)
-            indicators = tf.constant(list(itertools.product([0, 1], repeat=self.units)), tf.float64)
+        indicators = tf.constant(list(itertools.product([0, 1], repeat=self.units)), tf.float64)
+
+        def expectation(theta):
             log_p = tf.math.log_sigmoid(tf.where(indicators > 0, theta, -theta))
             p = tf.exp(tf.reduce_sum(log_p, -1))
-            expected = tf.reduce_sum(p * self(lo + (hi - lo) * indicators, theta))
-        return tape.gradient(expected, theta).numpy()
+            return tf.reduce_sum(p * self(lo + (hi - lo) * indicators, theta))
+
+        return differentiate(expectation, theta)
+
+
+class CategoricalTableCost:
+    """`TableCost` for one-hot variables: `[batch, variables, classes] -> [batch]`."""
+
+    def __init__(self, variables, classes, direct=False, seed=0):
+        self.variables, self.classes, self.direct = variables, classes, direct
+        self.table = np.random.RandomState(seed).normal(size=classes**variables)
+        self.theta = np.random.RandomState(seed).normal(size=[variables, classes])
+
+    def distribution(self, theta):
+        return OneHotCategorical(theta)
+
+    def __call__(self, b, theta=None):
+        weights = b[..., 0, :]
+        for i in range(1, self.variables):
+            products = weights[..., :, tf.newaxis] * b[..., i, tf.newaxis, :]
+            shape = [*tf.unstack(tf.shape(weights)[:-1]), self.classes ** (i + 1)]
+            weights = tf.reshape(products, shape)
+        value = tf.tensordot(weights, tf.constant(self.table, b.dtype), 1)
+        value = value + value**2
+        if self.direct:
+            value += tf.reduce_sum(b * theta**2, [-2, -1])
+        return value
+
+    def gradient(self, theta):
+        """`d E[f(b, theta)] / d theta` by enumeration, float64 `[variables, classes]`."""
+        one_hots = itertools.product(np.eye(self.classes), repeat=self.variables)
+        states = tf.constant(np.array(list(one_hots)))
+
+        def expectation(theta):
+            log_p = tf.reduce_sum(states * tf.nn.log_softmax(theta), [-2, -1])
+            return tf.reduce_sum(tf.exp(log_p) * self(states, theta))
+
+        return differentiate(expectation, theta)
+
+
+class NormalCost:
+    """A smooth and bounded cost of normal variables, `[batch, units] -> [batch]`.
+
+    `theta`, `[batch, 2 units]`, is read by `normal_from`.
+    """
+
+    def __init__(self, units, direct=False, seed=0):
+        random = np.random.RandomState(seed)
+        self.units, self.direct = units, direct
+        self.amplitude, self.frequency, self.phase = random.uniform(0.5, 1.5, size=[3, units])
+        self.theta = 0.7 * random.normal(size=2 * units)
+
+    def distribution(self, theta):
+        return normal_from(theta)
+
+    def __call__(self, b, theta=None):
+        waves = self.amplitude * tf.sin(self.frequency * b + self.phase)
+        value = tf.reduce_sum(waves, -1)
+        value = value + value**2
+        if self.direct:
+            value += tf.reduce_sum(tf.sin(b) * theta[..., : self.units] ** 2, -1)
+        return value
+
+    def gradient(self, theta):
+        """`d E[f(b, theta)] / d theta` by quadrature, float64 `[2 units]`."""
+        points, weights = normal_grid(self.units)
+
+        def expectation(theta):
+            dist = normal_from(theta[tf.newaxis])
+            return tf.reduce_sum(weights * self(dist.loc + dist.scale * points, theta))
+
+        return differentiate(expectation, theta)
 
 
 def z_scores(samples, expected):

@@ -48,15 +48,15 @@ class Certificate(NamedTuple):
     Attributes:
         unbiased: whether every coordinate's |z| is below the threshold.
         z_scores: how many standard errors the mean estimate is from the exact gradient.
-        mean, standard_error: of the estimates. All have the shape of theta.
-        exact: the exact gradient.
+        mean, standard_error: of the estimates.
+        exact: the exact gradient. All four are NumPy arrays in the structure of theta.
     """
 
     unbiased: bool
-    z_scores: np.ndarray
-    mean: np.ndarray
-    standard_error: np.ndarray
-    exact: np.ndarray
+    z_scores: Any
+    mean: Any
+    standard_error: Any
+    exact: Any
 
 
 def check_unbiased(
@@ -79,7 +79,8 @@ def check_unbiased(
             values terms may vanish.
         dist, cost, context: as in `Estimator.estimate`.
         num_draws: number of estimates.
-        exact: the exact gradient; by default `exact_gradient(dist, cost)`.
+        exact: the exact gradient, in the structure of theta; by default
+            `exact_gradient(dist, cost)`, which a continuous distribution does not have.
         threshold: of |z|, for the verdict.
         seed: of all draws.
 
@@ -97,27 +98,39 @@ def check_unbiased(
     seed = make_seed(seed)
     estimator.estimate(dist, cost, context=context, seed=seed)  # builds it, outside the loop
 
+    leaves = tf.nest.map_structure(lambda leaf: tf.cast(leaf, tf.float64), tf.nest.flatten(exact))
+
     @tf.function(autograph=False)
     def moments():
-        def body(draw, total, total_of_squares):
+        def body(draw, totals, squares):
             estimate = estimator.estimate(dist, cost, context=context, seed=fold_in(seed, draw))
+            gradients = tf.nest.flatten(estimate.gradient)
             # Relative to the exact gradient, so that the squares do not cancel.
-            error = tf.cast(estimate.gradient - tf.cast(exact, dist.dtype), tf.float64)
-            return draw + 1, total + error, total_of_squares + error**2
+            errors = [tf.cast(g, tf.float64) - e for g, e in zip(gradients, leaves, strict=True)]
+            return (
+                draw + 1,
+                [total + error for total, error in zip(totals, errors, strict=True)],
+                [square + error**2 for square, error in zip(squares, errors, strict=True)],
+            )
 
-        zeros = tf.zeros(tf.shape(dist.theta), tf.float64)
+        zeros = [tf.zeros_like(leaf) for leaf in leaves]
         return tf.while_loop(lambda draw, *_: draw < num_draws, body, (0, zeros, zeros))[1:]
 
-    total, total_of_squares = (value.numpy() for value in moments())
-    error = total / num_draws
-    variance = np.maximum(total_of_squares / num_draws - error**2, 0)
-    rounding = 1e-6 * (1 + np.abs(exact))
+    totals, squares = (np.stack(part) for part in moments())
+    exact_stack = np.stack(leaves)
+    error = totals / num_draws
+    variance = np.maximum(squares / num_draws - error**2, 0)
+    rounding = 1e-6 * (1 + np.abs(exact_stack))
     standard_error = np.maximum(np.sqrt(variance / num_draws), rounding)
     z_scores = error / standard_error
+
+    def like_theta(stack):
+        return tf.nest.pack_sequence_as(dist.theta, list(stack))
+
     return Certificate(
         unbiased=bool(np.abs(z_scores).max() < threshold),
-        z_scores=z_scores,
-        mean=np.asarray(exact) + error,
-        standard_error=standard_error,
-        exact=np.asarray(exact),
+        z_scores=like_theta(z_scores),
+        mean=like_theta(exact_stack + error),
+        standard_error=like_theta(standard_error),
+        exact=like_theta(exact_stack),
     )

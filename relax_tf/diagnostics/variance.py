@@ -49,7 +49,7 @@ def gradient_variance(
     >>> model.compile(loss="mse")
     >>> result = relax_tf.diagnostics.gradient_variance(model, tf.ones([4, 2]), tf.ones([4, 3]))
     >>> sorted(result.weights)
-    ['b/logits/bias', 'b/logits/kernel']
+    ['b/theta/bias', 'b/theta/kernel']
     """
     if not isinstance(model, RelaxTrainer):
         raise TypeError(f"`model` must be a relax_tf.RelaxModel. Received: {model!r}")

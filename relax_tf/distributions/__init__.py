@@ -7,5 +7,7 @@ paper need: `z` from noise, `b = H(z)`, the score, and how `z` and `z_tilde ~ p(
 
 from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.distributions.bernoulli import Bernoulli
+from relax_tf.distributions.normal import Normal
+from relax_tf.distributions.one_hot_categorical import OneHotCategorical
 
-__all__ = ["Bernoulli", "Distribution", "Draw"]
+__all__ = ["Bernoulli", "Distribution", "Draw", "Normal", "OneHotCategorical"]

@@ -1,8 +1,10 @@
 """What an estimator asks of a distribution."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from relax_tf.distributions import noise
@@ -45,19 +47,26 @@ def sum_event(value: tf.Tensor, batch_rank: int = 1) -> tf.Tensor:
 class Distribution:
     """Base of the distributions that estimators differentiate with respect to `theta`.
 
-    A subclass is a small immutable object around `theta`, shape `[batch, *event]`. It tells how
-    to draw, and the derivatives that equations 7 and 10 of the paper are made of. Every formula
-    is per coordinate or per example and free of state.
+    A subclass is a small immutable object around `theta`: a tensor of shape `[batch, *event]`, or
+    a structure of such tensors, each of the shape of a sample. It tells how to draw, and the
+    derivatives that equations 7 and 10 of the paper are made of. Every formula is per coordinate
+    or per example and free of state.
+
+    Attributes:
+        discrete: whether `b = H(z)` is a hard sample, or `z` itself. Discrete distributions also
+            have `conditional_draw` and `conditional_vjp`, which equation 10 needs.
     """
 
+    discrete: bool
     theta: Any
 
-    def __init__(self, theta: tf.Tensor):
-        if theta.shape.rank is None or theta.shape.rank < 1:
-            raise ValueError(
-                "distribution parameters need shape [batch, *event] with a batch axis. "
-                f"Received shape: {theta.shape}"
-            )
+    def __init__(self, theta: Any):
+        for leaf in tf.nest.flatten(theta):
+            if leaf.shape.rank is None or leaf.shape.rank < 1:
+                raise ValueError(
+                    "distribution parameters need shape [batch, *event] with a batch axis. "
+                    f"Received shape: {leaf.shape}"
+                )
         self.theta = theta
 
     @property
@@ -101,6 +110,17 @@ class Distribution:
     def enumerate(self) -> tf.Tensor:
         """All samples of one event, `[samples, *event]`, where there are finitely many."""
         raise ValueError(f"the samples of {type(self).__name__} cannot be enumerated.")
+
+    def _all_states(self, values: np.ndarray, variables: tf.TensorShape) -> tf.Tensor:
+        """Every assignment of `values`, `[count, ...]`, to variables in an array of this shape."""
+        number = variables.num_elements()
+        if number is None or not 0 < len(values) ** number <= 2**16:
+            raise ValueError(
+                "enumeration needs an event of known shape with at most 2 ** 16 samples. "
+                f"Received event shape: {tuple(self.shape[1:])}"
+            )
+        states = np.array(list(itertools.product(values, repeat=number)))
+        return tf.constant(states.reshape([-1, *self.shape[1:]]), self.dtype)
 
     def _noise_shape(self, sample_shape: tuple[int, ...]) -> tf.TensorShape | tf.Tensor:
         shape = tf.TensorShape(sample_shape).concatenate(self.shape)

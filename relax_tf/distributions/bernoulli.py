@@ -1,6 +1,5 @@
 """Bernoulli variables as thresholded logistic ones: `b = 1[z > 0]`, `z = theta + logit(u)`."""
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,8 @@ class Bernoulli(Distribution):
     >>> bool(tf.reduce_all(b == tf.sign(z)))
     True
     """
+
+    discrete = True
 
     def __init__(self, logits: Any, support: tuple[float, float] = (0, 1)):
         super().__init__(at_least_float32(logits, "logits"))
@@ -69,15 +70,7 @@ class Bernoulli(Distribution):
 
     def enumerate(self) -> tf.Tensor:
         """All samples of one event, shape `[2 ** n, *event]` for n variables."""
-        shape = self.shape[1:]
-        variables = shape.num_elements()
-        if variables is None or variables > 16:
-            raise ValueError(
-                "enumeration needs an event of known shape with at most 16 binary variables. "
-                f"Received event shape: {tuple(shape)}"
-            )
-        states = np.array(list(itertools.product(self.support, repeat=variables)))
-        return tf.constant(states.reshape([-1, *shape]), self.dtype)
+        return self._all_states(np.array(self.support), self.shape[1:])
 
     def indicator(self, b: tf.Tensor) -> tf.Tensor:
         """The 0/1 indicator (or its relaxation) behind a value of the support."""

@@ -4,6 +4,8 @@ All noise comes from the counter-based Philox generator: on CPU under XLA it is 
 faster than TensorFlow's default choice.
 """
 
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -62,3 +64,13 @@ def logistic(shape: tf.TensorShape | tf.Tensor, dtype: tf.DType, seed: tf.Tensor
     """Standard logistic noise, `logit(u) = log(u) - log(1 - u)`."""
     u = uniform(shape, dtype, seed)
     return tf.math.log(u) - tf.math.log1p(-u)
+
+
+def gumbel(shape: tf.TensorShape | tf.Tensor, dtype: tf.DType, seed: tf.Tensor) -> tf.Tensor:
+    """Standard Gumbel noise, `-log(-log(u))`: `u` is neither 0 nor 1, so it is always finite."""
+    return -tf.math.log(-tf.math.log(uniform(shape, dtype, seed)))
+
+
+def normal(shape: tf.TensorShape | tf.Tensor, dtype: tf.DType, seed: tf.Tensor) -> tf.Tensor:
+    """Standard normal noise, `sqrt(2) erfinv(2 u - 1)`, whose argument is exact in `dtype`."""
+    return math.sqrt(2.0) * tf.math.erfinv(2.0 * uniform(shape, dtype, seed) - 1.0)

@@ -8,19 +8,31 @@ from typing import Any
 
 import keras
 
+from relax_tf.estimators.antithetic import Arm, Disarm, arm_gradient, disarm_gradient
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Estimate
-from relax_tf.estimators.pathwise import Concrete, StraightThrough
-from relax_tf.estimators.relax import Rebar, Relax, RelaxedRebar, relax_gradient
+from relax_tf.estimators.multi_sample import Rloo, Vimco, rloo_gradient, vimco_credits
+from relax_tf.estimators.muprop import Muprop, muprop_gradient
+from relax_tf.estimators.nvil import Nvil
+from relax_tf.estimators.pathwise import Concrete, Reparameterization, StraightThrough
+from relax_tf.estimators.relax import Lax, Rebar, Relax, RelaxedRebar, lax_gradient, relax_gradient
 from relax_tf.estimators.score_function import Reinforce, score_function_gradient
 
 _BY_ID = {
+    "arm": Arm,
     "concrete": Concrete,
+    "disarm": Disarm,
+    "lax": Lax,
+    "muprop": Muprop,
+    "nvil": Nvil,
     "rebar": Rebar,
     "reinforce": Reinforce,
     "relax": Relax,
     "relaxed_rebar": RelaxedRebar,
+    "reparameterization": Reparameterization,
+    "rloo": Rloo,
     "straight_through": StraightThrough,
+    "vimco": Vimco,
 }
 
 
@@ -82,17 +94,31 @@ def _class_of(identifier: str) -> type[Estimator]:
 
 
 __all__ = [
+    "Arm",
     "Concrete",
+    "Disarm",
     "Estimate",
     "Estimator",
+    "Lax",
+    "Muprop",
+    "Nvil",
     "Rebar",
     "Reinforce",
     "Relax",
     "RelaxedRebar",
+    "Reparameterization",
+    "Rloo",
     "StraightThrough",
+    "Vimco",
+    "arm_gradient",
     "deserialize",
+    "disarm_gradient",
     "get",
+    "lax_gradient",
+    "muprop_gradient",
     "relax_gradient",
+    "rloo_gradient",
     "score_function_gradient",
     "serialize",
+    "vimco_credits",
 ]

@@ -21,25 +21,46 @@ from relax_tf.estimators.estimate import (
     second_moment,
 )
 
+_EXAMPLES = {
+    "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",
+    "continuous": "'lax', 'reparameterization' or 'reinforce'",
+}
+
 
 class Estimator(keras.layers.Layer):
     """Base of the estimators. A Keras layer for its variables, configuration and saving only.
 
     Attributes:
+        defined_for: the kinds of distributions that the estimator is defined for, of
+            `("discrete", "continuous")`.
         unbiased: whether the expectation of `Estimate.gradient` is the gradient.
         hard: whether the sample that the cost receives in training is a hard one.
         needs_cost: whether the estimator must evaluate the cost itself. Those that need not
-            (`concrete`, `straight_through`) work by ordinary backpropagation through the sample
-            that they emit, so a layer that uses them trains in any Keras model.
+            (`concrete`, `straight_through`, `reparameterization`) work by ordinary
+            backpropagation through the sample that they emit, so a layer that uses them trains
+            in any Keras model.
         replay: what stochastic layers downstream emit while this estimator evaluates the cost
-            at another sample than the drawn one: `"hard"` or `"relaxed"`.
+            at another sample than the drawn one: `"hard"`, `"relaxed"` or `"mean"`.
+        num_samples: how many samples an estimate is made of. Where it is not 1, samples, draws
+            and the values of the cost have a leading axis of that size.
+        joint: whether the samples of all layers of a model form joint particles, as a bound on
+            several samples needs.
+        evaluations: how many times an estimate evaluates the cost of each example, at whatever
+            samples.
         temperature: at which this estimator's layer is relaxed.
     """
 
+    defined_for = ("discrete", "continuous")
     unbiased = True
     hard = True
     needs_cost = True
     replay = "hard"
+    num_samples = 1
+    joint = False
+
+    @property
+    def evaluations(self) -> int:
+        return 1
 
     def __init__(self, name: str | None = None, dtype: Any = None, **kwargs):
         if dtype is None:
@@ -82,7 +103,33 @@ class Estimator(keras.layers.Layer):
         """
         raise NotImplementedError
 
+    def combine(self, f_b: tf.Tensor) -> tf.Tensor:
+        """The objective of each example, `[batch]`, from the values of the cost."""
+        return f_b
+
+    def observe(self, f_b: tf.Tensor, context: tf.Tensor | None) -> None:
+        """Takes note of a batch once all estimates on it are made, for the sake of later ones."""
+
     # What a caller uses.
+
+    def check_defined_for(self, family: type[Distribution]) -> None:
+        """Raises a ValueError unless the estimator is defined for this class of distributions."""
+        kind = "discrete" if family.discrete else "continuous"
+        if kind not in self.defined_for:
+            raise ValueError(
+                f"the estimator {type(self).__name__} is defined for "
+                f"{' and '.join(self.defined_for)} distributions only. Received: "
+                f"{family.__name__}, which is {kind}. Use for example {_EXAMPLES[kind]}."
+            )
+
+    def draw(self, dist: Distribution, seed: Any = None) -> Draw:
+        """What one estimate needs of draws: a draw of `dist`, or `num_samples` of them, stacked.
+
+        Args:
+            dist: the distribution.
+            seed: None, an integer, a `keras.random.SeedGenerator` or a stateless seed.
+        """
+        return dist.draw(seed)
 
     def estimate(
         self,
@@ -99,8 +146,9 @@ class Estimator(keras.layers.Layer):
             cost: a function from a sample `[..., batch, *event]` to values `[..., batch]`. What
                 else it must be (differentiable, defined at relaxed samples) depends on the
                 estimator.
-            draw: a pair `(b, z)` drawn earlier by `dist.draw()`; drawn now if None. `z` decides:
-                `b` is recomputed from it.
+            draw: a pair `(b, z)` drawn earlier by `dist.draw()`, for an estimator with several
+                samples by `dist.draw(sample_shape=(num_samples,))`; drawn now if None. `z`
+                decides: `b` is recomputed from it.
             context: what the control variate may see besides `z`, shape `[batch, ...]`: the
                 layer's input, samples upstream, a state. Nothing that depends on the sample.
             seed: None, an integer, a `keras.random.SeedGenerator` or a stateless seed.
@@ -111,8 +159,9 @@ class Estimator(keras.layers.Layer):
         Raises:
             TypeError: if `dist` is not a distribution, `cost` is not callable, or its values are
                 not real numbers.
-            ValueError: if `draw` or the cost's values have the wrong shape, or if the cost lacks
-                a gradient that this estimator needs.
+            ValueError: if the estimator is not defined for this kind of distribution, if `draw`
+                or the cost's values have the wrong shape, or if the cost lacks a gradient that
+                this estimator needs.
 
         Example:
 
@@ -130,16 +179,22 @@ class Estimator(keras.layers.Layer):
                 "`dist` must be a distribution of relax_tf.distributions. "
                 f"Received: {dist!r} (of type {type(dist).__name__})"
             )
+        self.check_defined_for(type(dist))
         if not callable(cost):
             raise TypeError(f"`cost` must be callable. Received: {cost!r}")
         seed = make_seed(seed)
-        draw = dist.draw(seed) if draw is None else _checked_draw(dist, draw)
+        draw = self.draw(dist, seed) if draw is None else self._checked_draw(dist, draw)
         return self._estimate(dist, Draw(*map(tf.stop_gradient, draw)), cost, context, seed)
+
+    def _checked_draw(self, dist: Distribution, draw: Any) -> Draw:
+        return _checked_draw(dist, draw, dist.shape)
 
     def _estimate(self, dist, draw, cost, context, seed) -> Estimate:
         sample = self.emit(dist, draw)
         f_b = evaluate_cost(cost, sample, dist)
-        return self.estimate_at(dist, draw, sample, f_b, cost, context, seed)
+        estimate = self.estimate_at(dist, draw, sample, f_b, cost, context, seed)
+        self.observe(f_b, context)
+        return estimate
 
     def estimate_at(
         self,
@@ -163,7 +218,7 @@ class Estimator(keras.layers.Layer):
             None if context is None else tf.stop_gradient(context),
             fold_in(seed, 1),
         )
-        return package(dist, sample, f_b, gradient, loss)
+        return package(dist, sample, self.combine(f_b), gradient, loss)
 
     def _learn(self, *args) -> tuple[Any, tf.Tensor]:
         """The gradient, cut off, and the loss of phi, cut off from everything but phi (eq. 16)."""
@@ -187,7 +242,7 @@ class Estimator(keras.layers.Layer):
         return gradient, attach_gradient(loss, values, phi_gradients)
 
 
-def _checked_draw(dist: Distribution, draw: Any) -> Draw:
+def _checked_draw(dist: Distribution, draw: Any, shape: tf.TensorShape) -> Draw:
     try:
         b, z = (tf.cast(part, dist.dtype) for part in draw)
     except (TypeError, ValueError) as error:
@@ -195,9 +250,10 @@ def _checked_draw(dist: Distribution, draw: Any) -> Draw:
             f"`draw` must be a pair (b, z) as `dist.draw()` returns it. Received: {draw!r}"
         ) from error
     for name, part in (("b", b), ("z", z)):
-        if not part.shape.is_compatible_with(dist.shape):
+        if not part.shape.is_compatible_with(shape):
+            what = "one sample" if shape.rank == dist.shape.rank else f"{shape[0]} samples"
             raise ValueError(
-                f"`draw.{name}` must have the shape of one sample, {tuple(dist.shape)}. "
+                f"`draw.{name}` must have the shape of {what}, {tuple(shape)}. "
                 f"Received shape: {tuple(part.shape)}"
             )
     return Draw(dist.harden(z), z)

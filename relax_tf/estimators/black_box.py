@@ -43,6 +43,26 @@ def traces_to_numpy_function(
     return found[-1]
 
 
+class PythonDetector:
+    """Whether a cost that was just differentiated hides Python, also in eager calls.
+
+    Those need a trace of the cost, which is made once for each.
+    """
+
+    def __init__(self):
+        self._examined = set()
+
+    def __call__(
+        self, cost: Callable[[tf.Tensor], tf.Tensor], source: tf.Tensor, target: tf.Tensor
+    ) -> bool:
+        """Given `target = cost(source)`, where `source` may have been transformed on the way."""
+        code = getattr(cost, "__code__", type(cost))
+        if not tf.executing_eagerly() or code in self._examined:
+            return crosses_numpy_function(source, target)
+        self._examined.add(code)
+        return traces_to_numpy_function(cost, source)
+
+
 def _ancestors(tensors: Iterable[tf.Tensor]) -> set[tf.Operation]:
     found, pending = set(), [tensor.op for tensor in tensors]
     while pending:

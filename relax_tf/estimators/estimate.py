@@ -14,8 +14,10 @@ class Estimate(NamedTuple):
     """What an estimator returns. Costs are in the units of the cost (nats for an ELBO).
 
     Attributes:
-        sample: the sample as the cost received it, shape `[batch, *event]`.
-        cost: `f(b)`, shape `[batch]`.
+        sample: the sample as the cost received it, shape `[batch, *event]`; of an estimator with
+            K samples `[K, batch, *event]`.
+        cost: `f(b)`, shape `[batch]`; of an estimator with K samples their mean (`vimco`: minus
+            the bound).
         gradient: the estimate of `d E[f] / d theta` through the sample, per example, with the
             shape (structure) of `theta`. It carries no gradient into the model, and leaves out a
             direct dependence of `f` on `theta`.

@@ -1,9 +1,10 @@
-"""Estimators that backpropagate through the sample they emit: Concrete and straight-through.
+"""Estimators that backpropagate through the sample they emit.
 
-| estimator          | forward value | backward path | biased |
-|--------------------|---------------|---------------|--------|
-| `concrete`         | relaxed       | relaxed       | yes    |
-| `straight_through` | hard          | relaxed       | yes    |
+| estimator            | forward value | backward path | biased | distributions |
+|----------------------|---------------|---------------|--------|---------------|
+| `reparameterization` | `z`           | `z`           | no     | continuous    |
+| `concrete`           | relaxed       | relaxed       | yes    | discrete      |
+| `straight_through`   | hard          | relaxed       | yes    | discrete      |
 """
 
 from typing import Any
@@ -27,7 +28,8 @@ def pathwise_gradient(dist: Distribution, z: tf.Tensor, df_dz: tf.Tensor) -> Any
         df_dz: the derivative of each example's cost with respect to its own `z`.
 
     Returns:
-        The shape (structure) of theta. It is the gradient of `E[f(relax(z))]`, not of `E[f(b)]`.
+        The shape (structure) of theta. Where `f` is read at `relax(z)` it is the gradient of
+        `E[f(relax(z))]`, not of `E[f(b)]`.
     """
     return dist.reparameterization_vjp(z, df_dz)
 
@@ -35,8 +37,58 @@ def pathwise_gradient(dist: Distribution, z: tf.Tensor, df_dz: tf.Tensor) -> Any
 class PathwiseEstimator(Estimator):
     """Base of the estimators whose emitted sample carries a gradient, through z, to theta."""
 
-    unbiased = False
     needs_cost = False
+
+    def _estimate(self, dist, draw, cost, context, seed) -> Estimate:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(draw.z)
+            sample = self.emit(dist, draw)
+            f_b = evaluate_cost(cost, sample, dist)
+        gradient = self.estimate_on_path(dist, draw.z, f_b, tape.gradient(f_b, draw.z))
+        return package(dist, sample, f_b, gradient)
+
+    def estimate_on_path(
+        self, dist: Distribution, z: tf.Tensor, f_b: tf.Tensor, df_dz: tf.Tensor | None
+    ) -> Any:
+        """The gradient per example, given what backpropagation brought from `f_b` to `z`."""
+        if df_dz is None or crosses_numpy_function(z, f_b):
+            black_box = "relax" if dist.discrete else "lax"
+            raise ValueError(
+                f"estimator {self.name!r} ({type(self).__name__}) backpropagates through the cost, "
+                "but the cost has no gradient with respect to its sample. Use "
+                f"estimator={black_box!r} (or 'reinforce'), which ask nothing of the cost."
+            )
+        return tf.nest.map_structure(tf.stop_gradient, pathwise_gradient(dist.detached(), z, df_dz))
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class Reparameterization(PathwiseEstimator):
+    """The pathwise estimator of continuous variables: `df/dz dz/d theta` (eq. 3).
+
+    Unbiased. One evaluation of the cost, which must be differentiable in the sample. For
+    continuous distributions. Kingma & Welling 2014; Rezende et al. 2014.
+
+    Example:
+
+    >>> dist = relax_tf.distributions.Normal(tf.zeros([1, 2]), tf.ones([1, 2]))
+    >>> estimator = relax_tf.estimators.Reparameterization()
+    >>> d_loc, d_scale = estimator.estimate(dist, lambda b: tf.reduce_sum(3 * b, -1)).gradient
+    >>> d_loc.numpy().tolist()
+    [[3.0, 3.0]]
+    """
+
+    defined_for = ("continuous",)
+
+    def emit(self, dist: Distribution, draw: Draw) -> tf.Tensor:
+        del dist
+        return draw.z
+
+
+class RelaxingEstimator(PathwiseEstimator):
+    """Base of the pathwise estimators of discrete variables, which differentiate `relax(z)`."""
+
+    defined_for = ("discrete",)
+    unbiased = False
 
     def __init__(self, temperature: float = 0.5, **kwargs):
         super().__init__(**kwargs)
@@ -57,32 +109,12 @@ class PathwiseEstimator(Estimator):
     def temperature(self, value: float) -> None:
         self._temperature.assign(value)
 
-    def _estimate(self, dist, draw, cost, context, seed) -> Estimate:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(draw.z)
-            sample = self.emit(dist, draw)
-            f_b = evaluate_cost(cost, sample, dist)
-        gradient = self.estimate_on_path(dist, draw.z, f_b, tape.gradient(f_b, draw.z))
-        return package(dist, sample, f_b, gradient)
-
-    def estimate_on_path(
-        self, dist: Distribution, z: tf.Tensor, f_b: tf.Tensor, df_dz: tf.Tensor | None
-    ) -> Any:
-        """The gradient per example, given what backpropagation brought from `f_b` to `z`."""
-        if df_dz is None or crosses_numpy_function(z, f_b):
-            raise ValueError(
-                f"estimator {self.name!r} ({type(self).__name__}) backpropagates through the cost, "
-                "but the cost has no gradient with respect to its sample. Use estimator='relax' "
-                "(or 'reinforce'), which ask nothing of the cost."
-            )
-        return tf.nest.map_structure(tf.stop_gradient, pathwise_gradient(dist.detached(), z, df_dz))
-
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": self._initial_temperature}
 
 
 @keras.saving.register_keras_serializable("relax_tf")
-class Concrete(PathwiseEstimator):
+class Concrete(RelaxingEstimator):
     """The Concrete (Gumbel-softmax) relaxation in place of the sample (eq. 4).
 
     Biased: it follows the gradient of the relaxed cost `E[f(relax(z))]`, and in training the
@@ -109,7 +141,7 @@ class Concrete(PathwiseEstimator):
 
 
 @keras.saving.register_keras_serializable("relax_tf")
-class StraightThrough(PathwiseEstimator):
+class StraightThrough(RelaxingEstimator):
     """A hard sample forward, the relaxed one's gradient backward (straight-through Concrete).
 
     Biased. One evaluation of the cost, which must be differentiable at the hard sample. Bengio

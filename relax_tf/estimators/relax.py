@@ -1,14 +1,14 @@
-"""RELAX and REBAR for discrete variables: equation 10, and the control variates that enter it.
+"""RELAX, REBAR and LAX: equations 7 and 10, and the control variates that enter them.
 
 | estimator       | control variate `c(z)`                                            |
 |-----------------|-------------------------------------------------------------------|
+| `lax`           | `r_phi(z, context)`, a network: continuous variables (eq. 7)      |
 | `rebar`         | `eta f(relax(z, lambda))`, both scalars learned                   |
 | `relax`         | `r_phi(z, context)`, a network: the cost may be a black box       |
 | `relaxed_rebar` | `eta f(relax(z, lambda)) + r_phi(z, context)`, the paper's VAE    |
 """
 
 import math
-import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import tensorflow as tf
 from relax_tf.control_variates import features, features_shape, mlp
 from relax_tf.distributions.base import Distribution
 from relax_tf.estimators.base import Estimator
-from relax_tf.estimators.black_box import crosses_numpy_function, traces_to_numpy_function
+from relax_tf.estimators.black_box import PythonDetector
 from relax_tf.estimators.estimate import Cost, evaluate_cost
 from relax_tf.estimators.score_function import score_function_gradient
 from relax_tf.validation import boolean, positive_number, real_number
@@ -61,6 +61,32 @@ def relax_gradient(
     )
 
 
+def lax_gradient(
+    dist: Distribution, b: tf.Tensor, f_b: tf.Tensor, c_b: tf.Tensor, dc_db: tf.Tensor
+) -> Any:
+    """Equation 7, per example, for a continuous and reparameterisable `b`:
+
+        (f(b) - c(b)) d log p(b|theta)/d theta + d c(b)/d theta
+
+    Unbiased for every `c`.
+
+    Args:
+        dist: the distribution, theta of shape `[batch, *event]`.
+        b: samples `[batch, *event]`.
+        f_b, c_b: `[batch]`.
+        dc_db: the derivative of `c` in its argument, `[batch, *event]`; a direct dependence of `c`
+            on theta is held constant.
+
+    Returns:
+        The shape (structure) of theta.
+    """
+    return tf.nest.map_structure(
+        tf.add,
+        score_function_gradient(dist, b, f_b - c_b),
+        dist.reparameterization_vjp(b, dc_db),
+    )
+
+
 class Term(NamedTuple):
     """One summand of a control variate, and the complaint if it has no gradient."""
 
@@ -84,15 +110,21 @@ def value_and_derivative(terms: list[Term], z: tf.Tensor) -> tuple[tf.Tensor, tf
 
 
 class ControlVariateEstimator(Estimator):
-    """Base of RELAX and REBAR: equation 10, where `c` is the sum of the class's terms."""
-
-    def __init__(self, coupled: bool = True, **kwargs):
-        super().__init__(**kwargs)
-        self.coupled = boolean(coupled, "coupled")
+    """Base of RELAX, REBAR and LAX: `c` is the sum of the class's terms."""
 
     def terms(self, dist: Distribution, cost: Cost, context: tf.Tensor | None) -> list[Term]:
         """The control variate, as functions from `z` to `[batch]`."""
         return []
+
+
+class DiscreteControlVariateEstimator(ControlVariateEstimator):
+    """Base of RELAX and REBAR: equation 10."""
+
+    defined_for = ("discrete",)
+
+    def __init__(self, coupled: bool = True, **kwargs):
+        super().__init__(**kwargs)
+        self.coupled = boolean(coupled, "coupled")
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
         b, z = draw
@@ -109,7 +141,7 @@ class ControlVariateEstimator(Estimator):
 
 
 @keras.saving.register_keras_serializable("relax_tf")
-class Rebar(ControlVariateEstimator):
+class Rebar(DiscreteControlVariateEstimator):
     """REBAR: `c(z) = eta f(relax(z, lambda))`, both scalars learned (Tucker et al. 2017).
 
     Unbiased. One evaluation of the cost at the hard sample and one at the relaxed sample (two
@@ -139,7 +171,11 @@ class Rebar(ControlVariateEstimator):
         super().__init__(**kwargs)
         self._initial_temperature = positive_number(temperature, "temperature")
         self._initial_scale = real_number(scale, "scale")
-        self._examined = types.SimpleNamespace(codes=set())
+        self._hides_python = PythonDetector()
+
+    @property
+    def evaluations(self) -> int:
+        return 2 if self.coupled else 3
 
     def build(self, theta_shape, context_shape=None):
         constant = keras.initializers.Constant
@@ -169,19 +205,11 @@ class Rebar(ControlVariateEstimator):
         def relaxed_cost(z: tf.Tensor) -> tf.Tensor:
             relaxed = dist.relax(z, temperature)
             f_relaxed = evaluate_cost(cost, relaxed, dist)
-            if crosses_numpy_function(relaxed, f_relaxed) or self._hides_python(cost, relaxed):
+            if self._hides_python(cost, relaxed, f_relaxed):
                 raise ValueError(complaint)
             return scale * f_relaxed
 
         return [Term(relaxed_cost, complaint), *super().terms(dist, cost, context)]
-
-    def _hides_python(self, cost: Cost, relaxed: tf.Tensor) -> bool:
-        """For eager calls; each cost is traced once."""
-        code = getattr(cost, "__code__", type(cost))
-        if not tf.executing_eagerly() or code in self._examined.codes:
-            return False
-        self._examined.codes.add(code)
-        return traces_to_numpy_function(cost, relaxed)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -191,27 +219,8 @@ class Rebar(ControlVariateEstimator):
         }
 
 
-@keras.saving.register_keras_serializable("relax_tf")
-class Relax(ControlVariateEstimator):
-    """RELAX with a free-form control variate: `c(z) = r_phi(z, context)` (eq. 10).
-
-    Unbiased, one evaluation of the cost, asks nothing of it: it may be a black box.
-
-    Args:
-        control_variate: a Keras layer or model from `[batch, features]` to `[batch, 1]` or
-            `[batch]`, where the features are `z` and the context, flattened, side by side. By
-            default `relax_tf.control_variates.mlp()`.
-        coupled: as in `Rebar`.
-
-    Example:
-
-    >>> network = keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
-    >>> estimator = relax_tf.estimators.Relax(control_variate=network)
-    >>> dist = relax_tf.distributions.Bernoulli(tf.zeros([4, 3]))
-    >>> estimate = estimator.estimate(dist, lambda b: tf.math.argmax(b, -1), seed=0)
-    >>> len(estimator.trainable_variables)
-    4
-    """
+class NetworkControlVariateEstimator(ControlVariateEstimator):
+    """Base of the estimators that have a network `r_phi(z, context)` among their terms."""
 
     def __init__(self, control_variate: keras.layers.Layer | None = None, **kwargs):
         super().__init__(**kwargs)
@@ -263,6 +272,57 @@ class Relax(ControlVariateEstimator):
                 config["control_variate"]
             )
         return cls(**config)
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class Relax(NetworkControlVariateEstimator, DiscreteControlVariateEstimator):
+    """RELAX with a free-form control variate: `c(z) = r_phi(z, context)` (eq. 10).
+
+    Unbiased, one evaluation of the cost, asks nothing of it: it may be a black box. For discrete
+    distributions.
+
+    Args:
+        control_variate: a Keras layer or model from `[batch, features]` to `[batch, 1]` or
+            `[batch]`, where the features are `z` and the context, flattened, side by side. By
+            default `relax_tf.control_variates.mlp()`.
+        coupled: as in `Rebar`.
+
+    Example:
+
+    >>> network = keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
+    >>> estimator = relax_tf.estimators.Relax(control_variate=network)
+    >>> dist = relax_tf.distributions.Bernoulli(tf.zeros([4, 3]))
+    >>> estimate = estimator.estimate(dist, lambda b: tf.math.argmax(b, -1), seed=0)
+    >>> len(estimator.trainable_variables)
+    4
+    """
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class Lax(NetworkControlVariateEstimator):
+    """LAX: RELAX for continuous variables, `c(b) = r_phi(b, context)` (eq. 7).
+
+    Unbiased, one evaluation of the cost, asks nothing of it: it may be a black box. For
+    continuous distributions. Grathwohl et al. 2018.
+
+    Args:
+        control_variate: as in `Relax`.
+
+    Example:
+
+    >>> estimator = relax_tf.estimators.Lax()
+    >>> dist = relax_tf.distributions.Normal(tf.zeros([4, 3]), tf.ones([4, 3]))
+    >>> estimate = estimator.estimate(dist, lambda b: tf.round(b[:, 0]), seed=0)
+    >>> d_loc, d_scale = estimate.gradient
+    >>> d_scale.shape
+    TensorShape([4, 3])
+    """
+
+    defined_for = ("continuous",)
+
+    def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
+        c_b, dc_db = value_and_derivative(self.terms(dist, cost, context), draw.z)
+        return lax_gradient(dist, draw.b, f_b, c_b, dc_db), None
 
 
 @keras.saving.register_keras_serializable("relax_tf")

@@ -1,9 +1,4 @@
-"""Stochastic layers: `theta = x W + beta`, a sample of `p(b|theta)` out, gradients by estimators.
-
-A stochastic layer drops into any Keras model; `relax_tf.RelaxModel` trains it. In evaluation and
-prediction it samples (or emits its mean). In training its estimator decides what it emits and
-how the gradient comes back to theta.
-"""
+"""What the stochastic layers share: `x W + beta`, samples, priors, passes, saving."""
 
 import weakref
 from typing import Any
@@ -12,44 +7,81 @@ import keras
 import tensorflow as tf
 
 from relax_tf import estimators
-from relax_tf.distributions import Bernoulli, Distribution
-from relax_tf.distributions.bernoulli import check_support
+from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.estimate import batch_mean
 from relax_tf.passes import active_pass
-from relax_tf.validation import one_of, positive_integer
+from relax_tf.validation import one_of
 
 
 class StochasticLayer(keras.layers.Layer):
-    """Base of the stochastic layers. A subclass says what distribution its inputs parametrise.
+    """Base of the stochastic layers. A subclass says what distribution `x W + beta` parametrises.
 
     Args:
+        num_outputs: the size of `x W + beta`.
         estimator: an id such as `"relaxed_rebar"`, a config or an `Estimator`.
-        prior: None, `"uniform"` or `"learned"`; with a prior the layer adds its KL to the cost.
+        prior: None, the name of the class's fixed prior, or `"learned"`; with a prior the layer
+            adds its KL to the cost.
         kl: `"analytic"`, or `"sampled"` for the log-ratio at the sample, as in the paper.
         inference: `"sample"` or `"mean"`: what the layer emits outside training.
+        use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: as
+            in `keras.layers.Dense`.
         seed: an integer for the layer's noise; by default Keras's own choice, which
             `keras.utils.set_random_seed` governs.
+
+    Attributes:
+        family: the class of the layer's distributions.
+        fixed_prior: the name of the prior that has nothing to learn.
     """
+
+    family: type[Distribution]
+    fixed_prior = "uniform"
 
     def __init__(
         self,
+        num_outputs: int,
         estimator: str | dict[str, Any] | estimators.Estimator,
         prior: str | None = None,
         kl: str = "analytic",
         inference: str = "sample",
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
         seed: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.estimator = estimators.get(estimator)
-        self.prior = one_of(prior, [None, "uniform", "learned"], "prior")
+        self.estimator.check_defined_for(self.family)
+        self.prior = one_of(prior, [None, self.fixed_prior, "learned"], "prior")
         self.kl = one_of(kl, ["analytic", "sampled"], "kl")
         self.inference = one_of(inference, ["sample", "mean"], "inference")
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.tracked = _Tracked(self.name)
+        self.dense = keras.layers.Dense(
+            num_outputs,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            dtype=self.dtype_policy,
+            name="theta",
+        )
+
+    @property
+    def kernel(self) -> keras.Variable:
+        """W, shape `[features, num_outputs]`."""
+        return self.dense.kernel
+
+    @property
+    def bias(self) -> keras.Variable | None:
+        """beta, shape `[num_outputs]`."""
+        return self.dense.bias
 
     # What a subclass defines.
 
@@ -57,12 +89,29 @@ class StochasticLayer(keras.layers.Layer):
         """`p(b|theta)` for these inputs."""
         raise NotImplementedError
 
-    def prior_distribution(self, event_rank: int = 1) -> Distribution:
-        """The prior over one event, with a batch axis (and further event axes) of size 1."""
+    def prior_distribution(self, event_rank: int) -> Distribution:
+        """The prior, with axes of size 1 for the batch and for leading axes of the event."""
         raise NotImplementedError
 
-    def build_estimator(self, theta_shape: tuple, input_shape: tuple) -> None:
-        """Creates the estimator's variables; a subclass calls it at the end of `build`."""
+    def build_prior(self) -> None:
+        """Creates the prior's variables, by `add_prior_weight`."""
+        raise NotImplementedError
+
+    # Variables.
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+        if self.prior is not None:
+            self.build_prior()
+        self._build_estimator(self.compute_output_shape(input_shape), input_shape)
+
+    def add_prior_weight(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
+        """A parameter of the prior that starts at 0, and stays there unless it is learned."""
+        return self.add_weight(
+            name=name, shape=shape, initializer="zeros", trainable=self.prior == "learned"
+        )
+
+    def _build_estimator(self, theta_shape: tuple, input_shape: tuple) -> None:
         owner = getattr(self.estimator, "owner", lambda: None)()
         if owner not in (None, self):
             raise ValueError(
@@ -109,7 +158,8 @@ class StochasticLayer(keras.layers.Layer):
                 f"of relax_tf.RelaxModel, but its estimator {self.estimator.name!r} needs the "
                 "cost of its sample. Use a relax_tf.RelaxModel with `fit` or `estimate`, call "
                 "with training=False, or choose an estimator that backpropagates through its "
-                "own sample ('concrete', 'straight_through')."
+                "own sample ('concrete', 'straight_through'; 'reparameterization' where the "
+                "sample is continuous)."
             )
         return self.estimator.emit(dist, dist.draw(self.next_seed()))
 
@@ -143,14 +193,29 @@ class StochasticLayer(keras.layers.Layer):
         self.seed_generator.state.assign(state[()])
 
     def get_config(self) -> dict[str, Any]:
+        dense = self.dense.get_config()
+        shared = (
+            "use_bias",
+            "kernel_initializer",
+            "bias_initializer",
+            "kernel_regularizer",
+            "bias_regularizer",
+        )
         return {
             **super().get_config(),
+            **{key: dense[key] for key in shared},
             "estimator": _without_shapes(estimators.serialize(self.estimator)),
             "prior": self.prior,
             "kl": self.kl,
             "inference": self.inference,
             "seed": self.seed,
         }
+
+
+def as_event(weight: keras.Variable, event_rank: int) -> tf.Tensor:
+    """A prior's parameter with leading axes of size 1, for the batch and the rest of the event."""
+    missing = 1 + event_rank - len(weight.shape)
+    return tf.reshape(tf.convert_to_tensor(weight), [1] * missing + list(weight.shape))
 
 
 def _without_shapes(config: dict[str, Any]) -> dict[str, Any]:
@@ -177,124 +242,3 @@ class _Tracked:
     def update(self, values: dict[str, tf.Tensor]) -> None:
         for name, metric in self.metrics.items():
             metric.update_state(values[name])
-
-
-@keras.saving.register_keras_serializable("relax_tf")
-class StochasticBinaryLayer(StochasticLayer):
-    """Binary units: `theta = x W + beta` are logits, `b ~ Bernoulli(sigmoid(theta))`.
-
-    Inputs `[batch, ..., features]`, outputs `[batch, ..., units]` in the layer's compute dtype.
-    Trained inside `relax_tf.RelaxModel`; with `concrete` or `straight_through` in any model.
-
-    Args:
-        units: the number of binary units.
-        estimator: how gradients come back through the sample: an id (`"relaxed_rebar"`,
-            `"rebar"`, `"relax"`, `"reinforce"`, `"concrete"`, `"straight_through"`), a config
-            or an `Estimator`.
-        support: the two values that a unit emits, `(0, 1)` or `(-1, 1)` for example.
-        prior: None; `"uniform"`, both values equally likely; or `"learned"`, independent units
-            with trainable logits that start at 0. With a prior the layer's KL, in nats, joins
-            the cost of each example.
-        kl: `"analytic"` or `"sampled"` (`log p(b|theta) - log prior(b)` at the sample).
-        inference: what to emit outside training, `"sample"` or `"mean"`.
-        use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: as
-            in `keras.layers.Dense`.
-        seed: an integer for the layer's noise.
-
-    Raises:
-        ValueError: for an unknown estimator, prior, kl or inference, `units` below 1, or a
-            `support` that is not an increasing pair; when called with `training=True` outside
-            of a `RelaxModel` although the estimator needs the cost.
-
-    Example:
-
-    >>> layer = relax_tf.StochasticBinaryLayer(3, support=(-1, 1))
-    >>> sample = layer(tf.zeros([2, 5]))
-    >>> bool(tf.reduce_all(tf.abs(sample) == 1))
-    True
-
-    A one-layer VAE:
-
-    >>> inputs = keras.Input([784])
-    >>> b = relax_tf.StochasticBinaryLayer(200, prior="uniform")(inputs)
-    >>> outputs = keras.layers.Dense(784)(b)
-    >>> vae = relax_tf.RelaxModel(inputs, outputs)
-    >>> vae.compile("adam", loss=relax_tf.losses.BernoulliNegativeLogLikelihood())
-    """
-
-    def __init__(
-        self,
-        units: int,
-        estimator: str | dict[str, Any] | estimators.Estimator = "relaxed_rebar",
-        support: tuple[float, float] = (0, 1),
-        prior: str | None = None,
-        kl: str = "analytic",
-        inference: str = "sample",
-        use_bias: bool = True,
-        kernel_initializer: Any = "glorot_uniform",
-        bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        seed: int | None = None,
-        **kwargs,
-    ):
-        super().__init__(estimator, prior, kl, inference, seed, **kwargs)
-        self.units = positive_integer(units, "units")
-        self.support = check_support(support)
-        self.dense = keras.layers.Dense(
-            self.units,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
-            dtype=self.dtype_policy,
-            name="logits",
-        )
-
-    @property
-    def kernel(self) -> keras.Variable:
-        """W, shape `[features, units]`."""
-        return self.dense.kernel
-
-    @property
-    def bias(self) -> keras.Variable | None:
-        """beta, shape `[units]`."""
-        return self.dense.bias
-
-    def build(self, input_shape):
-        self.dense.build(input_shape)
-        if self.prior is not None:
-            self.prior_logits = self.add_weight(
-                name="prior_logits",
-                shape=(self.units,),
-                initializer="zeros",
-                trainable=self.prior == "learned",
-            )
-        self.build_estimator(self.compute_output_shape(input_shape), input_shape)
-
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.units)
-
-    def distribution(self, inputs):
-        return Bernoulli(self.dense(inputs), self.support)
-
-    def prior_distribution(self, event_rank=1):
-        logits = tf.reshape(tf.convert_to_tensor(self.prior_logits), [1] * event_rank + [-1])
-        return Bernoulli(logits, self.support)
-
-    def get_config(self) -> dict[str, Any]:
-        dense = self.dense.get_config()
-        shared = (
-            "units",
-            "use_bias",
-            "kernel_initializer",
-            "bias_initializer",
-            "kernel_regularizer",
-            "bias_regularizer",
-        )
-        return {
-            **super().get_config(),
-            **{key: dense[key] for key in shared},
-            "support": self.support,
-        }

@@ -1,0 +1,122 @@
+"""Categorical variables by the Gumbel-max trick: `b = onehot(argmax z)`, `z = theta + Gumbel`."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from relax_tf.distributions import noise
+from relax_tf.distributions.base import Distribution, Draw, at_least_float32, sum_event
+
+
+class OneHotCategorical(Distribution):
+    """Independent categorical variables with logits `theta`, as one-hot vectors.
+
+    Args:
+        logits: `theta`, unnormalised log-probabilities, shape `[batch, *event, classes]`, any
+            floating dtype; computations are in float32 at least. Samples have the same shape:
+            the class axis is part of the event.
+
+    Raises:
+        TypeError: if `logits` are not floating point.
+        ValueError: if `logits` lack a batch or a class axis.
+
+    Example:
+
+    >>> dist = relax_tf.distributions.OneHotCategorical(tf.zeros([2, 3, 5]))
+    >>> b, z = dist.draw(seed=0)
+    >>> bool(tf.reduce_all(tf.argmax(b, -1) == tf.argmax(z, -1)))
+    True
+    """
+
+    discrete = True
+
+    def __init__(self, logits: Any):
+        super().__init__(at_least_float32(logits, "logits"))
+        if self.shape.rank < 2:
+            raise ValueError(
+                "`logits` need shape [batch, *event, classes] with a batch and a class axis. "
+                f"Received shape: {tuple(self.shape)}"
+            )
+
+    @property
+    def logits(self) -> tf.Tensor:
+        return self.theta
+
+    def with_theta(self, theta: tf.Tensor) -> "OneHotCategorical":
+        return OneHotCategorical(theta)
+
+    # Samples.
+
+    def noise(self, seed: Any = None, sample_shape: tuple[int, ...] = ()) -> tf.Tensor:
+        return noise.gumbel(self._noise_shape(sample_shape), self.dtype, self._seed(seed))
+
+    def from_noise(self, eps: tf.Tensor) -> Draw:
+        z = self.theta + eps
+        return Draw(self.harden(z), z)
+
+    def harden(self, z: tf.Tensor) -> tf.Tensor:
+        """`H(z) = onehot(argmax z)`."""
+        return tf.one_hot(tf.argmax(z, -1), z.shape[-1] or tf.shape(z)[-1], dtype=self.dtype)
+
+    def relax(self, z: tf.Tensor, temperature: float | tf.Tensor) -> tf.Tensor:
+        """The Concrete relaxation of `H` (eq. 4), `softmax(z / temperature)`."""
+        return tf.nn.softmax(z / temperature)
+
+    def mean(self) -> tf.Tensor:
+        """`E[b] = softmax(theta)`, shape `[batch, *event, classes]`."""
+        return tf.nn.softmax(self.theta)
+
+    def enumerate(self) -> tf.Tensor:
+        """All samples of one event, shape `[classes ** n, *event, classes]` for n variables."""
+        return self._all_states(np.eye(self.shape[-1] or 0), self.shape[1:-1])
+
+    # Derivatives with respect to theta.
+
+    def score(self, b: tf.Tensor) -> tf.Tensor:
+        """`d log p(b|theta) / d theta = b - softmax(theta)`, shape of `b`."""
+        return b - tf.nn.softmax(self.theta)
+
+    def reparameterization_vjp(self, z: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        """`(dz / d theta)^T w`: `z = theta + Gumbel` makes it `w`."""
+        del z
+        return w
+
+    def conditional_vjp(self, b: tf.Tensor, z_tilde: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        """`(dz_tilde / d theta)^T w` where `z_tilde ~ p(z|b)` keeps its own noise fixed.
+
+        With `e_i = exp(z_tilde_i - z_tilde_b)` and `p = softmax(theta)`, the map of
+        `conditional_draw` has `dz_tilde_i = e_i (p . dtheta) + (1 - e_i) dtheta_i`, so this is
+        `w_i (1 - e_i) + (sum_j w_j e_j) p_i`. The winner moves with `logsumexp(theta)`, a loser
+        close to it is dragged along, and one far below moves with its own logit.
+        """
+        below = z_tilde - tf.reduce_sum(b * z_tilde, -1, keepdims=True)
+        dragged = tf.reduce_sum(w * tf.exp(below), -1, keepdims=True)
+        return -tf.math.expm1(below) * w + dragged * tf.nn.softmax(self.theta)
+
+    def conditional_draw(self, b: tf.Tensor, seed: Any = None) -> tf.Tensor:
+        """Draws `z_tilde ~ p(z|b)` with noise of its own, shape of `b`.
+
+        The winner is `Gumbel(logsumexp(theta))` whichever class it is; the losers are
+        `Gumbel(theta_i)` truncated below the winner,
+        `-log(exp(-z_b) + exp(-(theta_i + g_i))) = z_b - softplus(z_b - theta_i - g_i)`
+        with Gumbel noise `g_i`: finite for all logits, and no exponential is ever rounded to 0
+        or infinity before its logarithm is taken (Maddison et al. 2014; Tucker et al. 2017).
+        """
+        g = noise.gumbel(tf.shape(b), self.dtype, self._seed(seed))
+        winner = tf.reduce_logsumexp(self.theta, -1, keepdims=True)
+        winner += tf.reduce_sum(b * g, -1, keepdims=True)
+        losers = winner - tf.math.softplus(winner - self.theta - g)
+        return tf.where(b > 0.5, winner, losers)
+
+    # Information, in nats, summed over the event.
+
+    def log_prob(self, b: tf.Tensor) -> tf.Tensor:
+        """`log p(b|theta)`, shape `[..., batch]`; linear between the one-hot vectors."""
+        log_prob = tf.cast(b, self.dtype) * tf.nn.log_softmax(self.theta)
+        return sum_event(log_prob, 1 + log_prob.shape.rank - self.shape.rank)
+
+    def kl_divergence(self, other: "OneHotCategorical") -> tf.Tensor:
+        """`KL(self || other)`, shape `[batch]`."""
+        log_p, log_q = tf.nn.log_softmax(self.theta), tf.nn.log_softmax(other.theta)
+        return sum_event(tf.exp(log_p) * (log_p - log_q))

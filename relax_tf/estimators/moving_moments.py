@@ -1,0 +1,54 @@
+"""Running mean and spread of past batches: baselines that do not depend on the present sample."""
+
+import keras
+import tensorflow as tf
+
+from relax_tf.estimators.estimate import batch_mean
+
+
+class MovingMoments(keras.layers.Layer):
+    """Exponentially weighted mean and standard deviation of all values seen in past batches.
+
+    West's incremental update, in which each batch weighs `decay` times the next one; so they are
+    exact weighted averages from the first batch on, with no bias towards their initial zeros.
+
+    Args:
+        decay: in [0, 1): the weight of a batch relative to that of the one after it.
+    """
+
+    def __init__(self, decay: float, **kwargs):
+        super().__init__(**kwargs)
+        self.decay = decay
+        self._weight, self._mean, self._squares = (
+            self.add_weight(
+                name=name, shape=(), initializer="zeros", trainable=False, aggregation="mean"
+            )
+            for name in ("weight", "mean", "squares")
+        )
+        self.built = True
+
+    def mean(self) -> tf.Tensor:
+        """Of past values, a scalar; 0 before the first batch."""
+        return tf.convert_to_tensor(self._mean)
+
+    def standard_deviation(self) -> tf.Tensor:
+        """Of past values, a scalar; 0 before the first batch."""
+        weight = tf.convert_to_tensor(self._weight)
+        return tf.sqrt(tf.math.divide_no_nan(tf.convert_to_tensor(self._squares), weight))
+
+    def update(self, values: tf.Tensor) -> None:
+        """Takes in a batch, `[batch]` or `[..., batch]`; an empty one leaves everything as is."""
+        values = tf.cast(values, self.variable_dtype)
+        weight, mean, squares = map(tf.convert_to_tensor, (self._weight, self._mean, self._squares))
+        one = tf.cast(tf.minimum(tf.size(values), 1), values.dtype)
+        decay = 1 - one + one * self.decay
+        batch = batch_mean(values)
+        past, present = decay * weight, decay * weight + one
+        delta = one * (batch - mean)
+        self._mean.assign(mean + tf.math.divide_no_nan(delta, present))
+        self._squares.assign(
+            decay * squares
+            + batch_mean(tf.square(values - batch))
+            + tf.math.divide_no_nan(tf.square(delta) * past, present)
+        )
+        self._weight.assign(present)

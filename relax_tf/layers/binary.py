@@ -1,0 +1,107 @@
+"""Binary units."""
+
+from typing import Any
+
+import keras
+
+from relax_tf.distributions import Bernoulli
+from relax_tf.distributions.bernoulli import check_support
+from relax_tf.estimators import Estimator
+from relax_tf.layers.base import StochasticLayer, as_event
+from relax_tf.validation import positive_integer
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class StochasticBinaryLayer(StochasticLayer):
+    """Binary units: `theta = x W + beta` are logits, `b ~ Bernoulli(sigmoid(theta))`.
+
+    Inputs `[batch, ..., features]`, outputs `[batch, ..., units]` in the layer's compute dtype.
+    Trained inside `relax_tf.RelaxModel`; with `concrete` or `straight_through` in any model.
+
+    Args:
+        units: the number of binary units.
+        estimator: how gradients come back through the sample: an id (`"relaxed_rebar"`,
+            `"rebar"`, `"relax"`, `"reinforce"`, `"concrete"`, `"straight_through"`), a config
+            or an `Estimator`.
+        support: the two values that a unit emits, `(0, 1)` or `(-1, 1)` for example.
+        prior: None; `"uniform"`, both values equally likely; or `"learned"`, independent units
+            with trainable logits that start at 0. With a prior the layer's KL, in nats, joins
+            the cost of each example.
+        kl: `"analytic"` or `"sampled"` (`log p(b|theta) - log prior(b)` at the sample).
+        inference: what to emit outside training, `"sample"` or `"mean"`.
+        use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: as
+            in `keras.layers.Dense`.
+        seed: an integer for the layer's noise.
+
+    Raises:
+        ValueError: for an unknown estimator or one for continuous samples, an unknown prior, kl
+            or inference, `units` below 1, or a `support` that is not an increasing pair; when
+            called with `training=True` outside of a `RelaxModel` although the estimator needs
+            the cost.
+
+    Example:
+
+    >>> layer = relax_tf.StochasticBinaryLayer(3, support=(-1, 1))
+    >>> sample = layer(tf.zeros([2, 5]))
+    >>> bool(tf.reduce_all(tf.abs(sample) == 1))
+    True
+
+    A one-layer VAE:
+
+    >>> inputs = keras.Input([784])
+    >>> b = relax_tf.StochasticBinaryLayer(200, prior="uniform")(inputs)
+    >>> outputs = keras.layers.Dense(784)(b)
+    >>> vae = relax_tf.RelaxModel(inputs, outputs)
+    >>> vae.compile("adam", loss=relax_tf.losses.BernoulliNegativeLogLikelihood())
+    """
+
+    family = Bernoulli
+
+    def __init__(
+        self,
+        units: int,
+        estimator: str | dict[str, Any] | Estimator = "relaxed_rebar",
+        support: tuple[float, float] = (0, 1),
+        prior: str | None = None,
+        kl: str = "analytic",
+        inference: str = "sample",
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        units = positive_integer(units, "units")
+        super().__init__(
+            units,
+            estimator,
+            prior,
+            kl,
+            inference,
+            use_bias,
+            kernel_initializer,
+            bias_initializer,
+            kernel_regularizer,
+            bias_regularizer,
+            seed,
+            **kwargs,
+        )
+        self.units = units
+        self.support = check_support(support)
+
+    def build_prior(self):
+        self.prior_logits = self.add_prior_weight("prior_logits", (self.units,))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def distribution(self, inputs):
+        return Bernoulli(self.dense(inputs), self.support)
+
+    def prior_distribution(self, event_rank=1):
+        return Bernoulli(as_event(self.prior_logits, event_rank), self.support)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "units": self.units, "support": self.support}
