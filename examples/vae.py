@@ -83,8 +83,8 @@ def build_optimizer(config: ml_collections.ConfigDict) -> relax_tf.RelaxOptimize
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     """Trains, or goes on training, and returns the last row of `metrics.csv`."""
     folder = Workdir(workdir, config)
-    keras.utils.set_random_seed(config.seed)
     images = load(config.dataset, config.data_dir or None, config.binarization)
+    keras.utils.set_random_seed(config.seed)  # last: preparing a dataset draws random numbers
     model = build_model(config, images)
     model.compile(
         build_optimizer(config),
