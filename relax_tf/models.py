@@ -236,7 +236,7 @@ class RelaxTrainer:
         by_variable = dict(zip(map(id, variables), gradients, strict=True))
         for name, latent in hard.latents.items():
             phi = map(id, latent.layer.estimator.trainable_variables)
-            norm = tf.linalg.global_norm([by_variable[variable] for variable in phi])
+            norm = _global_norm([by_variable[variable] for variable in phi])
             latent.layer.tracked.update(
                 {
                     "second_moment": result.estimates[name].second_moment,
@@ -386,6 +386,16 @@ def _penalties(model: keras.Model, of_control_variates: bool) -> list[tf.Tensor]
         for variable in model.trainable_weights
         if variable.regularizer is not None and is_control_variate(variable) == of_control_variates
     ]
+
+
+def _global_norm(gradients: list[tf.Tensor]) -> tf.Tensor:
+    """As `tf.linalg.global_norm`; XLA on CPUs is several times faster at a product with ones."""
+    sums = [tf.zeros([])]
+    for gradient in gradients:
+        squares = tf.reshape(tf.square(gradient), [-1, (1, *gradient.shape)[-1]])
+        ones = tf.ones([squares.shape[-1], 1], squares.dtype)
+        sums.append(tf.cast(tf.reduce_sum(squares @ ones), tf.float32))
+    return tf.sqrt(tf.add_n(sums))
 
 
 def _sum(value: tf.Tensor, others: list[tf.Tensor]) -> tf.Tensor:

@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from relax_tf.control_variates import MLP, build_network, evaluate_network
+from relax_tf.control_variates import (
+    MLP,
+    build_network,
+    by_backpropagation,
+    differentiate_network,
+    evaluate_network,
+)
 from relax_tf.distributions.base import Distribution
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.black_box import PythonDetector
@@ -88,20 +94,24 @@ def lax_gradient(
 
 
 class Term(NamedTuple):
-    """One summand of a control variate, and the complaint if it has no gradient."""
+    """One summand of a control variate, and the complaint if it has no gradient.
+
+    `differentiate` returns value and derivative, where backpropagation is not the best way.
+    """
 
     function: Callable[[tf.Tensor], tf.Tensor]
     without_gradient: str
+    differentiate: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor | None]] | None = None
 
 
 def value_and_derivative(terms: list[Term], z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """`c(z)`, shape `[batch]`, and `dc/dz`, shape of `z`, of the sum of the terms."""
     values, derivatives = [], []
-    for function, without_gradient in terms:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(z)
-            value = function(z)
-        derivative = tape.gradient(value, z)
+    for function, without_gradient, differentiate in terms:
+        if differentiate is None:
+            value, derivative = by_backpropagation(function, z)
+        else:
+            value, derivative = differentiate(z)
         if derivative is None:
             raise ValueError(without_gradient)
         values.append(value)
@@ -239,14 +249,17 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
         super().build(theta_shape, context_shape)
 
     def terms(self, dist, cost, context):
-        def network(z: tf.Tensor) -> tf.Tensor:
-            return evaluate_network(self.control_variate, z, context)
-
+        network = self.control_variate
         complaint = (
             f"the control variate of estimator {self.name!r} has no gradient with respect to its "
             "input, so it cannot follow z. Pass a layer that is differentiable in its input."
         )
-        return [Term(network, complaint), *super().terms(dist, cost, context)]
+        term = Term(
+            lambda z: evaluate_network(network, z, context),
+            complaint,
+            lambda z: differentiate_network(network, z, context),
+        )
+        return [term, *super().terms(dist, cost, context)]
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
