@@ -228,11 +228,13 @@ class RelaxTrainer:
             # The two share no path to any variable, so one backward pass serves both.
             total = scale * (result.surrogate + result.control_variate_loss)
         variables = self.trainable_variables
-        gradients = tape.gradient(total, variables)
+        finite = tf.math.is_finite(result.surrogate + result.control_variate_loss)
+        gradients = [_zero_unless(finite, g) for g in tape.gradient(total, variables)]
         if variables:
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
-        self._track_loss(x, y, y_pred, sample_weight, result.surrogate)
+        loss = tf.where(finite, result.surrogate, float("nan"))
+        self._track_loss(x, y, y_pred, sample_weight, loss)
         by_variable = dict(zip(map(id, variables), gradients, strict=True))
         for name, latent in hard.latents.items():
             phi = map(id, latent.layer.estimator.trainable_variables)
@@ -386,6 +388,22 @@ def _penalties(model: keras.Model, of_control_variates: bool) -> list[tf.Tensor]
         for variable in model.trainable_weights
         if variable.regularizer is not None and is_control_variate(variable) == of_control_variates
     ]
+
+
+def _zero_unless(finite: tf.Tensor, gradient: Any) -> Any:
+    """The gradient of a step whose cost and estimates are finite; zeros in place of any other.
+
+    A selection, not a conditional: XLA fuses it into the update, and no replica of a distributed
+    step leaves the others waiting.
+    """
+
+    def zero_unless(values):
+        return tf.where(finite, values, tf.zeros_like(values))
+
+    if isinstance(gradient, tf.IndexedSlices):
+        values = zero_unless(gradient.values)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return None if gradient is None else zero_unless(gradient)
 
 
 def _sum(value: tf.Tensor, others: list[tf.Tensor]) -> tf.Tensor:
