@@ -5,6 +5,8 @@ cost into a gradient at its theta, replaying the model where it needs the cost e
 surrogate carries those gradients to the weights; the control variates descend their own loss.
 """
 
+import math
+import warnings
 from typing import Any, NamedTuple
 
 import keras
@@ -264,6 +266,12 @@ class RelaxTrainer:
         training_only = {metric.name for metric in self._training_metrics()}
         return {name: value for name, value in logs.items() if name not in training_only}
 
+    def get_metrics_result(self) -> dict[str, Any]:
+        results = super().get_metrics_result()
+        if tf.executing_eagerly():
+            _warn_if_not_finite(self.name, self._stochastic_layers())
+        return results
+
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         return [*super().metrics, *self._training_metrics()]
@@ -404,6 +412,23 @@ def _zero_unless(finite: tf.Tensor, gradient: Any) -> Any:
         values = zero_unless(gradient.values)
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     return None if gradient is None else zero_unless(gradient)
+
+
+def _warn_if_not_finite(model_name: str, layers: list[StochasticLayer]) -> None:
+    """Names the layers whose estimates were not finite since their metrics were last reset."""
+    moments = {
+        layer.name: float(layer.tracked.metrics["second_moment"].result()) for layer in layers
+    }
+    names = [name for name, moment in moments.items() if not math.isfinite(moment)]
+    if names:
+        warnings.warn(
+            f"RelaxModel {model_name!r}: the cost, or its gradient estimate, was NaN or infinite "
+            f"at the samples of the stochastic layers {names}. The steps in which it was are "
+            "logged with loss NaN and their gradients counted as zero, so the weights are as good "
+            "as before. `keras.callbacks.TerminateOnNaN()` stops training at the first.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _sum(value: tf.Tensor, others: list[tf.Tensor]) -> tf.Tensor:
