@@ -266,6 +266,11 @@ class RelaxTrainer:
         training_only = {metric.name for metric in self._training_metrics()}
         return {name: value for name, value in logs.items() if name not in training_only}
 
+    def predict_step(self, data):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        self._ensure_built(x)
+        return self._run(EvaluationPass(), x, training=False)
+
     def get_metrics_result(self) -> dict[str, Any]:
         results = super().get_metrics_result()
         if tf.executing_eagerly():
