@@ -18,7 +18,7 @@ from ml_collections import config_flags
 import relax_tf
 from examples import figures
 from examples.data import Images, batches, load
-from examples.runs import Checkpoint, MetricsCSV, Workdir, tensorboard
+from examples.runs import Checkpoint, MetricsCSV, Workdir, stop_on_nan, tensorboard
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -107,7 +107,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
         validation_data=validation,
         shuffle=False,  # `batches` does
         verbose=config.verbose,
-        callbacks=[metrics, *tensorboard(folder), checkpoint],
+        callbacks=[stop_on_nan(), metrics, *tensorboard(folder), checkpoint],
     )
     draw_figures(folder, model, images, metrics.rows)
     first, last = metrics.rows[0], metrics.rows[-1]
