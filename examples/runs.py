@@ -181,7 +181,8 @@ class MetricsCSV(keras.callbacks.Callback):
         self.path = path
         self.columns = columns
         self.steps_per_epoch = steps_per_epoch
-        self.rows = [row for row in read_metrics(path) if row["step"] <= start_step]
+        rows = read_metrics(path) if start_step else []  # without a checkpoint it starts anew
+        self.rows = [row for row in rows if row["step"] <= start_step]
         if start_step and (not self.rows or self.rows[-1]["step"] != start_step):
             raise ValueError(
                 f"{path} lacks the row of step {start_step}, where the run resumes. Restore the "

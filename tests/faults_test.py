@@ -71,12 +71,12 @@ def arm(kill):
     setattr(owner, name, armed)
 
 
-def train(workdir, data_dir, steps, kill=None):
+def train(workdir, data_dir, steps, kill=None, **overrides):
     if kill is not None:
         arm(kill)
     config = vae_digits.get_config()
     config.update(steps=steps, log_every=50, steps_per_execution=10, jit_compile=False)
-    config.update(verbose=0, data_dir=data_dir, units=8, hidden_units=(8,))
+    config.update(verbose=0, data_dir=data_dir, units=8, hidden_units=(8,), **overrides)
     vae.train_and_evaluate(config, str(workdir))
 
 
@@ -118,7 +118,7 @@ def survives(kills, tmp_path, data_dir, steps):
 
 
 def test_killed_run_ends_like_one_left_alone(tmp_path, data_dir):
-    kills = [Kill("step", 12), Kill("half-written", 6), Kill("written", 7)]
+    kills = [Kill("step", 3), Kill("half-written", 6), Kill("written", 7)]
     survives(kills, tmp_path, data_dir, steps=400)
 
 
@@ -220,6 +220,20 @@ def test_checkpoint_of_another_model_is_refused(checkpoint):
     other.compile("adam", loss="mse")
     with pytest.raises(ValueError, match="belongs to another model"):
         checkpoint.restore(other)
+
+
+def test_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
+    for _ in range(2):
+        metrics = MetricsCSV(tmp_path / "metrics.csv", {"loss": lambda logs: logs["loss"]}, 0, 50)
+        metrics.write(0, {"loss": 0.5})
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [0]
+
+
+def test_run_whose_loss_is_nan_ends_without_a_checkpoint(tmp_path, data_dir):
+    with pytest.raises(RuntimeError, match="NaN or Inf loss"):
+        train(tmp_path, data_dir, steps=50, learning_rate=1e38)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [0]
 
 
 def test_damaged_config_and_metrics_are_named(tmp_path):
