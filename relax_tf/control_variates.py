@@ -31,6 +31,11 @@ def mlp(
     >>> relax_tf.control_variates.mlp([16])(tf.zeros([2, 5])).shape
     TensorShape([2, 1])
     """
+    if isinstance(hidden_units, str) or not isinstance(hidden_units, Iterable):
+        raise TypeError(
+            "`hidden_units` must be a sequence of integers, one for each hidden layer. "
+            f"Received: {hidden_units!r} (of type {type(hidden_units).__name__})"
+        )
     layers = [
         keras.layers.Dense(
             positive_integer(units, "hidden_units"),
