@@ -54,6 +54,11 @@ def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = Non
         y, y_pred: targets and predictions, in the structure that `compile` was told of.
         sample_weight: None, one tensor, or one for each output.
     """
+    if y is None:
+        raise ValueError(
+            "the compiled loss needs targets. Received: y=None. Pass `y`, or override "
+            "`compute_cost` and compile without a loss."
+        )
     if not compile_loss.built:
         compile_loss(y, y_pred)
     flat_losses, metrics = compile_loss._flat_losses, compile_loss._metrics

@@ -5,6 +5,8 @@ cost into a gradient at its theta, replaying the model where it needs the cost e
 surrogate carries those gradients to the weights; the control variates descend their own loss.
 """
 
+import math
+import warnings
 from typing import Any, NamedTuple
 
 import keras
@@ -228,11 +230,13 @@ class RelaxTrainer:
             # The two share no path to any variable, so one backward pass serves both.
             total = scale * (result.surrogate + result.control_variate_loss)
         variables = self.trainable_variables
-        gradients = tape.gradient(total, variables)
+        finite = tf.math.is_finite(result.surrogate + result.control_variate_loss)
+        gradients = [_zero_unless(finite, g) for g in tape.gradient(total, variables)]
         if variables:
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
-        self._track_loss(x, y, y_pred, sample_weight, result.surrogate)
+        loss = tf.where(finite, result.surrogate, float("nan"))
+        self._track_loss(x, y, y_pred, sample_weight, loss)
         by_variable = dict(zip(map(id, variables), gradients, strict=True))
         for name, latent in hard.latents.items():
             phi = map(id, latent.layer.estimator.trainable_variables)
@@ -261,6 +265,17 @@ class RelaxTrainer:
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         training_only = {metric.name for metric in self._training_metrics()}
         return {name: value for name, value in logs.items() if name not in training_only}
+
+    def predict_step(self, data):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        self._ensure_built(x)
+        return self._run(EvaluationPass(), x, training=False)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        results = super().get_metrics_result()
+        if tf.executing_eagerly():
+            _warn_if_not_finite(self.name, self._stochastic_layers())
+        return results
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -396,6 +411,39 @@ def _global_norm(gradients: list[tf.Tensor]) -> tf.Tensor:
         ones = tf.ones([squares.shape[-1], 1], squares.dtype)
         sums.append(tf.cast(tf.reduce_sum(squares @ ones), tf.float32))
     return tf.sqrt(tf.add_n(sums))
+
+
+def _zero_unless(finite: tf.Tensor, gradient: Any) -> Any:
+    """The gradient of a step whose cost and estimates are finite; zeros in place of any other.
+
+    A selection, not a conditional: XLA fuses it into the update, and no replica of a distributed
+    step leaves the others waiting.
+    """
+
+    def zero_unless(values):
+        return tf.where(finite, values, tf.zeros_like(values))
+
+    if isinstance(gradient, tf.IndexedSlices):
+        values = zero_unless(gradient.values)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return None if gradient is None else zero_unless(gradient)
+
+
+def _warn_if_not_finite(model_name: str, layers: list[StochasticLayer]) -> None:
+    """Names the layers whose estimates were not finite since their metrics were last reset."""
+    moments = {
+        layer.name: float(layer.tracked.metrics["second_moment"].result()) for layer in layers
+    }
+    names = [name for name, moment in moments.items() if not math.isfinite(moment)]
+    if names:
+        warnings.warn(
+            f"RelaxModel {model_name!r}: the cost, or its gradient estimate, was NaN or infinite "
+            f"at the samples of the stochastic layers {names}. The steps in which it was are "
+            "logged with loss NaN and their gradients counted as zero, so the weights are as good "
+            "as before. `keras.callbacks.TerminateOnNaN()` stops training at the first.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _sum(value: tf.Tensor, others: list[tf.Tensor]) -> tf.Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from relax_tf.control_variates import is_control_variate
+from relax_tf.validation import positive_number
 
 
 class _BySide(keras.optimizers.OptimizerMap):
@@ -34,6 +35,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         optimizer: for the model: a Keras optimizer, or its id.
         control_variate_optimizer: for the control variates; by default a fresh copy of the
             first, with state of its own.
+        loss_scale_factor, name: as in any Keras optimizer.
 
     Raises:
         TypeError: if one of them is not an optimizer.
@@ -65,6 +67,8 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
                 "`optimizer` and `control_variate_optimizer` must be two objects, each with its "
                 "own state. Pass None for a fresh copy of the first."
             )
+        if loss_scale_factor is not None:
+            loss_scale_factor = positive_number(loss_scale_factor, "loss_scale_factor")
         by_side = _BySide(optimizer, control_variate_optimizer)
         loss_scale_factor = loss_scale_factor or optimizer.loss_scale_factor
         super().__init__(by_side, loss_scale_factor=loss_scale_factor, name=name)

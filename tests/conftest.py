@@ -1,5 +1,12 @@
+import hypothesis
 import keras
 import pytest
+
+# Few examples, the same in every run: properties share the time of a whole suite.
+hypothesis.settings.register_profile(
+    "bounded", max_examples=12, deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("bounded")
 
 
 @pytest.fixture(autouse=True)

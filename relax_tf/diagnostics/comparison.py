@@ -8,6 +8,7 @@ import numpy as np
 from relax_tf.control_variates import is_control_variate
 from relax_tf.diagnostics.variance import gradient_variance
 from relax_tf.models import RelaxTrainer
+from relax_tf.validation import function, positive_integer
 
 
 class Comparison(NamedTuple):
@@ -70,6 +71,11 @@ def compare(
     Returns:
         A `Comparison`: print it, or `plot` it.
 
+    Raises:
+        TypeError: if `build_model` is no function, or does not return RelaxModels, or if
+            `estimators` is not a list of ids.
+        ValueError: if that list is empty, or a number is out of its range.
+
     Example:
 
     >>> def build(estimator):
@@ -83,16 +89,36 @@ def compare(
     >>> sorted(result.variances)
     ['rebar', 'reinforce']
     """
+    function(build_model, "build_model")
+    estimators = _checked_ids(estimators)
+    if adapt_steps != 0:
+        adapt_steps = positive_integer(adapt_steps, "adapt_steps")
     variances = {}
     for estimator in estimators:
         model = build_model(estimator)
         like = model if like is None else like
+        for value, name in ((model, "build_model(estimator)"), (like, "like")):
+            if not isinstance(value, RelaxTrainer):
+                raise TypeError(f"`{name}` must be a relax_tf.RelaxModel. Received: {value!r}")
         for variable, value in zip(_weights(model), _weights(like), strict=True):
             variable.assign(value)
         for _ in range(adapt_steps):
             _adapt(model, x, y)
         variances[estimator] = gradient_variance(model, x, y, num_draws).layers
     return Comparison(variances)
+
+
+def _checked_ids(estimators: Any) -> list[str]:
+    """The ids, of which there is at least one."""
+    if isinstance(estimators, str) or not isinstance(estimators, Iterable):
+        raise TypeError(
+            "`estimators` must be several ids, such as ['reinforce', 'relax']. "
+            f"Received: {estimators!r} (of type {type(estimators).__name__})"
+        )
+    ids = list(estimators)
+    if not ids:
+        raise ValueError("`estimators` must hold at least one id. Received: none")
+    return ids
 
 
 def _weights(model: RelaxTrainer) -> list:

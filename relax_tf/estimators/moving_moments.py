@@ -37,18 +37,23 @@ class MovingMoments(keras.layers.Layer):
         return tf.sqrt(tf.math.divide_no_nan(tf.convert_to_tensor(self._squares), weight))
 
     def update(self, values: tf.Tensor) -> None:
-        """Takes in a batch, `[batch]` or `[..., batch]`; an empty one leaves everything as is."""
+        """Takes in a batch, `[batch]` or `[..., batch]`.
+
+        An empty batch leaves everything as it is, and so does one that holds a NaN or an infinity:
+        a single one of them would otherwise stay in the averages for good.
+        """
         values = tf.cast(values, self.variable_dtype)
         weight, mean, squares = map(tf.convert_to_tensor, (self._weight, self._mean, self._squares))
-        one = tf.cast(tf.minimum(tf.size(values), 1), values.dtype)
-        decay = 1 - one + one * self.decay
         batch = batch_mean(values)
+        spread = batch_mean(tf.square(values - batch))
+        valid = tf.math.is_finite(spread) & (tf.size(values) > 0)
+        batch, spread = (tf.where(valid, moment, 0.0) for moment in (batch, spread))
+        one = tf.cast(valid, values.dtype)
+        decay = 1 - one + one * self.decay
         past, present = decay * weight, decay * weight + one
         delta = one * (batch - mean)
         self._mean.assign(mean + tf.math.divide_no_nan(delta, present))
         self._squares.assign(
-            decay * squares
-            + batch_mean(tf.square(values - batch))
-            + tf.math.divide_no_nan(tf.square(delta) * past, present)
+            decay * squares + spread + tf.math.divide_no_nan(tf.square(delta) * past, present)
         )
         self._weight.assign(present)

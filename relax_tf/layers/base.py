@@ -11,7 +11,7 @@ from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.estimate import batch_mean
 from relax_tf.passes import active_pass
-from relax_tf.validation import one_of
+from relax_tf.validation import boolean, one_of
 
 
 class StochasticLayer(keras.layers.Layer):
@@ -66,7 +66,7 @@ class StochasticLayer(keras.layers.Layer):
         self.tracked = _Tracked(self.name)
         self.dense = keras.layers.Dense(
             num_outputs,
-            use_bias=use_bias,
+            use_bias=boolean(use_bias, "use_bias"),
             kernel_initializer=kernel_initializer,
             bias_initializer=bias_initializer,
             kernel_regularizer=kernel_regularizer,
