@@ -239,6 +239,6 @@ class _Tracked:
         if name not in self.metrics:
             self.metrics[name] = keras.metrics.Mean(name=f"{self._layer_name}_{name}")
 
-    def update(self, values: dict[str, tf.Tensor]) -> None:
+    def update(self, values: dict[str, tf.Tensor], examples: tf.Tensor) -> None:
         for name, metric in self.metrics.items():
-            metric.update_state(values[name])
+            metric.update_state(values[name], sample_weight=examples)
