@@ -1,5 +1,11 @@
 import keras
 import pytest
+import tensorflow as tf
+
+# Two devices for tests/distribute_test.py; TensorFlow wants to know before it starts.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,6 @@
 import keras
 import tensorflow as tf
 
-from relax_tf.estimators.estimate import batch_mean
-
 
 class MovingMoments(keras.layers.Layer):
     """Exponentially weighted mean and standard deviation of all values seen in past batches.
@@ -37,10 +35,18 @@ class MovingMoments(keras.layers.Layer):
         return tf.sqrt(tf.math.divide_no_nan(tf.convert_to_tensor(self._squares), weight))
 
     def update(self, values: tf.Tensor) -> None:
-        """Takes in a batch, `[batch]` or `[..., batch]`; an empty one leaves everything as is."""
+        """Takes in a batch, `[batch]` or `[..., batch]`; an empty one leaves everything as is.
+
+        Under `tf.distribute` the batch is that of all replicas together.
+        """
         values = tf.cast(values, self.variable_dtype)
         weight, mean, squares = map(tf.convert_to_tensor, (self._weight, self._mean, self._squares))
-        one = tf.cast(tf.minimum(tf.size(values), 1), values.dtype)
+        count = _over_replicas(tf.cast(tf.size(values), values.dtype))
+
+        def batch_mean(values):
+            return tf.math.divide_no_nan(_over_replicas(tf.reduce_sum(values)), count)
+
+        one = tf.minimum(count, 1)
         decay = 1 - one + one * self.decay
         batch = batch_mean(values)
         past, present = decay * weight, decay * weight + one
@@ -52,3 +58,11 @@ class MovingMoments(keras.layers.Layer):
             + tf.math.divide_no_nan(tf.square(delta) * past, present)
         )
         self._weight.assign(present)
+
+
+def _over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """The sum over the replicas of a distributed step, `value` itself elsewhere."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return value
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
