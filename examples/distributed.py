@@ -9,6 +9,7 @@ others read its checkpoint when a run resumes.
 """
 
 import json
+import pathlib
 from collections.abc import Iterable
 
 import keras
@@ -37,7 +38,7 @@ def train_and_evaluate(
         model = build_model(config, images)
         loss = relax_tf.losses.BernoulliNegativeLogLikelihood()
         model.compile(build_optimizer(config), loss=loss, jit_compile=False)
-        checkpoint = Checkpoint(tf.io.gfile.join(workdir, "checkpoints", "distributed.keras"))
+        checkpoint = Checkpoint(pathlib.Path(workdir) / "checkpoints" / "distributed.keras")
         start_step = checkpoint.restore(model)
     check_agreement(strategy, start_step)
 

@@ -302,8 +302,7 @@ class RelaxTrainer:
         added = [*scope.losses, *_penalties(self, of_control_variates=False)]
         self._track_loss(x, y, y_pred, sample_weight, _sum(batch_mean(cost), added))
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        training_only = {metric.name for metric in self._training_metrics()}
-        return {name: value for name, value in logs.items() if name not in training_only}
+        return {k: v for k, v in logs.items() if k not in self._training_only()}
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -312,6 +311,22 @@ class RelaxTrainer:
     def _training_metrics(self) -> list[keras.metrics.Metric]:
         layers = self._stochastic_layers()
         return [metric for layer in layers for metric in layer.tracked.metrics.values()]
+
+    def _training_only(self) -> set[str]:
+        return {metric.name for metric in self._training_metrics()}
+
+    def _get_metrics_result_or_logs(self, logs):
+        """What Keras shows at the end of an epoch: the metrics over all replicas.
+
+        Keras recognises them if a step logs all of them. Ours log some in training only, and one
+        under two names; without this the results of the replicas would be averaged instead.
+        """
+        results = self.get_metrics_result()
+        if "relaxed_loss" in logs:
+            results["relaxed_loss"] = results["loss"]
+        if set(logs) in (set(results), set(results) - self._training_only()):
+            return {name: results[name] for name in logs}
+        return logs
 
     def _stochastic_layers(self) -> list[StochasticLayer]:
         return [layer for layer in self._flatten_layers() if isinstance(layer, StochasticLayer)]

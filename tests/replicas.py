@@ -46,14 +46,15 @@ class MeanSquare(keras.layers.Layer):
         return x
 
 
-def build(estimator="relaxed_rebar", loss="mse", rate=0.1, **arguments):
-    """Every kind of term: loss, learned prior, weight regulariser, added loss."""
+def build(estimator="relaxed_rebar", loss="mse", rate=0.1, added=True, **arguments):
+    """Every kind of term: loss, learned prior, weight regulariser and, if wanted, added loss."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input([FEATURES + UNITS])
     b = NoiseFromInputs(
         UNITS, estimator, prior="learned", kernel_regularizer=keras.regularizers.L2(0.1), name="b"
     )(inputs)
-    outputs = keras.layers.Dense(2, bias_regularizer=keras.regularizers.L1(0.1))(MeanSquare()(b))
+    b = MeanSquare()(b) if added else b
+    outputs = keras.layers.Dense(2, bias_regularizer=keras.regularizers.L1(0.1))(b)
     model = relax_tf.RelaxModel(inputs, outputs)
     optimizer = relax_tf.RelaxOptimizer(
         keras.optimizers.SGD(rate, momentum=0.9), keras.optimizers.SGD(rate / 10)

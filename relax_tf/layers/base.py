@@ -188,6 +188,11 @@ class StochasticLayer(keras.layers.Layer):
 
     def load_own_variables(self, store):
         own = {key: store[key] for key in store.keys()}  # noqa: SIM118 (an HDF5 group)
+        if "seed_generator_state" not in own:
+            raise ValueError(
+                f"the file has no state for layer {self.name!r}: it comes from another model, or "
+                "the layer is not built yet (call the model on a batch first)."
+            )
         state = own.pop("seed_generator_state")
         super().load_own_variables(own)
         self.seed_generator.state.assign(state[()])
