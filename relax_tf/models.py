@@ -5,6 +5,7 @@ cost into a gradient at its theta, replaying the model where it needs the cost e
 surrogate carries those gradients to the weights; the control variates descend their own loss.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import keras
@@ -221,8 +222,18 @@ class RelaxTrainer:
 
     # Keras's steps.
 
-    def make_train_function(self, force=False):
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
         check_strategy(self)
+        return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        check_strategy(self)
+        return super().evaluate(*args, **kwargs)
+
+    def make_train_function(self, force=False):
+        check_strategy(self)  # for `train_on_batch`
         return super().make_train_function(force)
 
     def make_test_function(self, force=False):

@@ -141,8 +141,9 @@ def test_what_keras_cannot_do_on_replicas_is_refused(strategy, argument):
     with pytest.raises(ValueError, match=f"`{name}` on 2 replicas.*Received: {name}="):
         fit(model)
     x, y, _ = replicas.data()
-    with pytest.raises(ValueError, match=f"`{name}` on 2 replicas"):
-        model.evaluate(x, y, verbose=0)
+    for method in (model.evaluate, model.train_on_batch, model.test_on_batch):
+        with pytest.raises(ValueError, match=f"`{name}` on 2 replicas"):
+            method(x, y)
 
 
 # Several machines.
