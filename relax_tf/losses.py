@@ -97,7 +97,8 @@ class _PerExample:
         size = tf.cast(tf.size(values), values.dtype)
         mask = getattr(y_pred, "_keras_mask", None)
         if reduction == "sum":
-            return size / copies_in_batch()
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            return size * (replicas / copies_in_batch())  # their average must be the sum
         if reduction == "mean_with_sample_weight" and sample_weight is not None:
             divisor = tf.cast(sample_weight, values.dtype)
         elif reduction != "mean_with_sample_weight" and mask is not None:

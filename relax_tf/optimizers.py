@@ -90,6 +90,20 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         """The optimizer of the control variates' parameters."""
         return self._inner_optimizers[1]
 
+    def apply(self, grads: list, trainable_variables: list | None = None) -> None:
+        """As in any Keras optimizer; variables that were frozen since `build` may be left out."""
+        if not grads or trainable_variables is None or not self.built:
+            super().apply(grads, trainable_variables)
+            return
+        self._check_variables_are_known(trainable_variables)
+        sides = [[] for _ in self._inner_optimizers]
+        for grad, variable in zip(grads, trainable_variables, strict=True):
+            sides[self._var_to_optimizer_idx[self._var_key(variable)]].append((grad, variable))
+        for optimizer, pairs in zip(self._inner_optimizers, sides, strict=True):
+            if pairs:
+                optimizer.apply(*map(list, zip(*pairs, strict=True)))
+        self.iterations.assign_add(1)
+
     @property
     def learning_rate(self) -> Any:
         """The model's learning rate; setting it leaves the control variates' alone."""
