@@ -9,10 +9,12 @@ def get_config():
     config.dataset = "mnist"
     config.data_dir = ""  # TFDS's default folder, or TFDS_DATA_DIR
     config.binarization = "static_bernoulli"
+    config.splits = ()  # TFDS splits for training, validation (and test); (): the dataset's own
     # Model.
-    config.architecture = "linear1"
+    config.architecture = "linear1"  # or "linear2", "nonlinear"
     config.units = 200  # Bernoulli units per stochastic layer
-    # Gradient estimator.
+    config.tanh_units = (200, 200)  # before each linear map of "nonlinear"
+    # Gradient estimator: any id of relax_tf.estimators for discrete variables.
     config.estimator = "relaxed_rebar"
     config.temperature = 0.5
     config.coupled = True
@@ -30,5 +32,6 @@ def get_config():
     config.log_every = 5_000  # steps between rows of metrics.csv, and between checkpoints
     config.jit_compile = True
     config.steps_per_execution = 50
+    config.iwae_samples = 100  # of the bound in results.json
     config.verbose = 1
     return config

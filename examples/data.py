@@ -26,10 +26,12 @@ import tensorflow_datasets as tfds
 
 import relax_tf.datasets  # noqa: F401  (registers "digits" with TFDS)
 
-# TFDS expressions for train, validation, test; MNIST's are the paper's 50k / 10k / 10k.
+# TFDS expressions for train, validation, test; MNIST's are the paper's 50k / 10k / 10k. Omniglot
+# has no third split: its validation images are its test images.
 _SPLITS = {
     "digits": ("train", "validation", "test"),
     "mnist": ("train[:50000]", "train[50000:]", "test"),
+    "omniglot": ("train", "test"),
 }
 _BUNDLED = {"digits"}  # made in a second from what is installed, nothing is downloaded
 _PREFETCHED_BATCHES = 16
@@ -66,11 +68,13 @@ def load(
     data_dir: str | os.PathLike | None = None,
     binarization: str = "static_bernoulli",
     seed: int = 0,
+    splits: tuple[str, ...] | None = None,
 ) -> Images:
     """Loads a dataset through TFDS, preparing or downloading it first if need be, and binarises it.
 
     Args:
-        dataset: `"digits"` (8x8, ships inside scikit-learn, no download) or `"mnist"` (28x28).
+        dataset: `"digits"` (8x8, ships inside scikit-learn, no download), `"mnist"` (28x28) or
+            `"omniglot"` (28x28: TFDS's 105x105 drawings averaged over areas, strokes bright).
         data_dir: TFDS data directory. None: the environment variable `TFDS_DATA_DIR` if set, else
             `~/tensorflow_datasets`. Digits missing from a read-only directory are prepared in a
             temporary one.
@@ -80,20 +84,30 @@ def load(
         seed: of the `"static_bernoulli"` draw and of nothing else. Leave it alone unless the
             binarisation itself is studied: another seed is another data set. The stream is that
             of `numpy.random.RandomState([seed, split])`, which NumPy keeps fixed for good.
+        splits: TFDS expressions for training, validation and test images; of two the second
+            serves for both. None: MNIST's 50 000 / 10 000 / 10 000, the digits' own three,
+            Omniglot's `("train", "test")`.
 
     Returns:
         `Images`.
 
     Raises:
-        ValueError: if `dataset` or `binarization` is unknown.
+        ValueError: if `dataset` or `binarization` is unknown, or `splits` are not two or three.
     """
     _check_known("dataset", dataset, _SPLITS)
     _check_known("binarization", binarization, _BINARIZATIONS)
-    splits, image_shape = _load_intensities(dataset, data_dir)
-    train, validation, test = (
+    splits = _SPLITS[dataset] if splits is None else tuple(splits)
+    if len(splits) not in (2, 3):
+        raise ValueError(
+            "`splits` must name two or three splits: training, validation, test. "
+            f"Received: {splits}"
+        )
+    intensities, image_shape = _load_intensities(dataset, data_dir, splits)
+    binarized = [
         _BINARIZATIONS[binarization](split, np.random.RandomState([seed, index])).astype(np.float32)
-        for index, split in enumerate(splits)
-    )
+        for index, split in enumerate(intensities)
+    ]
+    train, validation, test = [*binarized, binarized[-1]][:3]
     mean = train.mean(axis=0, dtype=np.float64).astype(np.float32)
     return Images(train, validation, test, mean, image_shape, dataset, binarization)
 
@@ -155,18 +169,35 @@ def _options() -> tf.data.Options:
 
 
 def _load_intensities(
-    dataset: str, data_dir: str | os.PathLike | None
+    dataset: str, data_dir: str | os.PathLike | None, splits: tuple[str, ...]
 ) -> tuple[list[np.ndarray], tuple[int, int]]:
-    """Returns uint8 `[N, D]` in 0..255 for train, validation and test, and (height, width)."""
+    """Returns uint8 `[N, D]` in 0..255 for each split, and (height, width)."""
     with tempfile.TemporaryDirectory() as scratch:
         builder = tfds.builder(dataset, data_dir=data_dir)
         missing = not builder.data_path.exists()
         if dataset in _BUNDLED and missing and _read_only(builder.data_dir_root):
             builder = tfds.builder(dataset, data_dir=scratch)
         _prepare(builder)
-        splits = tfds.as_numpy(builder.as_dataset(split=list(_SPLITS[dataset]), batch_size=-1))
-    height, width, _ = builder.info.features["image"].shape
-    return [split["image"].reshape(-1, height * width) for split in splits], (height, width)
+        images = [_read(builder, split) for split in splits]
+    height, width = images[0].shape[1:]
+    return [split.reshape(-1, height * width) for split in images], (height, width)
+
+
+def _read(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
+    """The images of one split, uint8 `[N, height, width]`, bright strokes on black."""
+    to_intensities = _drawing_to_28x28 if builder.name == "omniglot" else _single_channel
+    dataset = builder.as_dataset(split=split).map(lambda example: to_intensities(example["image"]))
+    return np.concatenate(list(dataset.batch(1000).with_options(_options()).as_numpy_iterator()))
+
+
+def _single_channel(image: tf.Tensor) -> tf.Tensor:
+    return tf.squeeze(image, -1)
+
+
+def _drawing_to_28x28(image: tf.Tensor) -> tf.Tensor:
+    """A drawing of black strokes on white, `[105, 105, 3]`: averaged over areas and inverted."""
+    grey = tf.image.resize(image[..., :1], [28, 28], method="area")
+    return tf.cast(tf.round(255 - tf.squeeze(grey, -1)), tf.uint8)
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:

@@ -3,6 +3,8 @@
     workdir/config.json              the run's configuration
     workdir/metrics.csv              one row each `log_every` steps
     workdir/checkpoints/NAME.keras   model, optimizers and noise state at the last row
+    workdir/checkpoints/best.keras   (vae) the same at the best row
+    workdir/results.json             (vae) what is computed once, at the end
     workdir/figures/*.png
     workdir/tensorboard/             when TensorBoard is installed
 
@@ -14,6 +16,7 @@ nothing else; rows that are newer than the checkpoint are dropped on resuming.
 import csv
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import time
@@ -23,7 +26,14 @@ import keras
 import ml_collections
 
 # May change when a run is resumed: how long, and how it is executed.
-_MAY_CHANGE = {"steps", "verbose", "data_dir", "jit_compile", "steps_per_execution"}
+_MAY_CHANGE = {
+    "steps",
+    "verbose",
+    "data_dir",
+    "jit_compile",
+    "steps_per_execution",
+    "iwae_samples",
+}
 
 
 class Workdir:
@@ -105,6 +115,30 @@ class Checkpoint(keras.callbacks.Callback):
                 f"the checkpoint {self.path} is damaged or belongs to another model: {error}"
             ) from error
         return int(model.optimizer.iterations)
+
+
+class BestCheckpoint(keras.callbacks.Callback):
+    """Saves the model at the end of the epoch in which a metric is highest.
+
+    Use it between `MetricsCSV` and `Checkpoint`. A run that is killed in between goes back to its
+    checkpoint, and writes the same model once more.
+
+    Args:
+        path: a file `*.keras`.
+        rows: those of the `MetricsCSV`; it appends to them. The row of step 0 does not count.
+        column: the metric.
+    """
+
+    def __init__(self, path: pathlib.Path, rows: list[dict[str, float]], column: str):
+        super().__init__()
+        self.path = path
+        self.rows = rows
+        self.column = column
+
+    def on_epoch_end(self, epoch, logs=None):
+        *earlier, last = [row[self.column] for row in self.rows if row["step"] > 0]
+        if last > max(earlier, default=-math.inf):
+            replace_file(self.path, lambda path: self.model.save(path))
 
 
 class MetricsCSV(keras.callbacks.Callback):

@@ -3,9 +3,19 @@
     python -m examples.vae --config=configs/vae_digits.py --workdir=DIR
 
 trains with `RelaxModel.fit`, logs the ELBO in nats and each layer's second moment of the gradient
-estimate to `DIR/metrics.csv`, and draws figures. The same command resumes.
+estimate to `DIR/metrics.csv`, writes the importance-weighted bound at the end to
+`DIR/results.json`, and draws figures. The same command resumes.
+
+    python -m examples.vae --workdir=DIR --evaluate
+
+writes `results.json` for whatever checkpoint `DIR` holds, without training. The ELBOs of
+`metrics.csv` take one sample for each image, the training ELBO is the mean over the steps since
+the row before. It is what the estimator optimises: `vimco`'s is its bound, `concrete`'s that of
+relaxed samples.
 """
 
+import json
+import pathlib
 from typing import Any
 
 import keras
@@ -18,51 +28,23 @@ from ml_collections import config_flags
 import relax_tf
 from examples import figures
 from examples.data import Images, batches, load
-from examples.runs import Checkpoint, MetricsCSV, Workdir, tensorboard
+from examples.iwae import importance_weighted_bound
+from examples.runs import (
+    BestCheckpoint,
+    Checkpoint,
+    MetricsCSV,
+    Workdir,
+    read_metrics,
+    replace_file,
+    tensorboard,
+)
+from examples.vae_models import build_model, prior_means, reconstructions, stochastic_layers
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_EVALUATE = flags.DEFINE_bool("evaluate", False, "Only write results.json, without training.")
 
-ARCHITECTURES = ("linear1",)
-
-
-def build_model(config: ml_collections.ConfigDict, images: Images) -> relax_tf.RelaxModel:
-    """q(b|x) and p(x|b), linear maps around `config.units` units in {-1, 1}, learned prior.
-
-    The encoder sees the image less the data mean; the decoder's bias starts at the mean's logit.
-    """
-    if config.architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"`config.architecture` must be one of {ARCHITECTURES}. "
-            f"Received: {config.architecture!r}"
-        )
-    pixels = images.mean.size
-    inputs = keras.Input([pixels], name="x")
-    centred = keras.layers.Normalization(mean=images.mean, variance=np.ones(pixels))(inputs)
-    b = relax_tf.StochasticBinaryLayer(
-        config.units,
-        estimator=build_estimator(config),
-        support=(-1, 1),
-        prior="learned",
-        kl="sampled",
-        name="b",
-    )(centred)
-    decoder = keras.layers.Dense(pixels, name="decoder")
-    model = relax_tf.RelaxModel(inputs, decoder(b), name="vae")
-    mean = np.clip(images.mean, 0.001, 0.999)
-    decoder.bias.assign(np.log(mean) - np.log1p(-mean))
-    return model
-
-
-def build_estimator(config: ml_collections.ConfigDict) -> relax_tf.estimators.Estimator:
-    """The configured estimator, with those of the settings that it has."""
-    estimator_class = type(relax_tf.estimators.get(config.estimator))
-    settings = {"temperature": config.temperature, "coupled": config.coupled}
-    known = estimator_class().get_config()
-    arguments = {key: value for key, value in settings.items() if key in known}
-    if "control_variate" in known:
-        arguments["control_variate"] = relax_tf.control_variates.mlp(config.hidden_units)
-    return estimator_class(**arguments)
+_BEST = "best.keras"  # the row with the best validation ELBO
 
 
 def build_optimizer(config: ml_collections.ConfigDict) -> relax_tf.RelaxOptimizer:
@@ -83,18 +65,12 @@ def build_optimizer(config: ml_collections.ConfigDict) -> relax_tf.RelaxOptimize
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     """Trains, or goes on training, and returns the last row of `metrics.csv`."""
     folder = Workdir(workdir, config)
-    images = load(config.dataset, config.data_dir or None, config.binarization)
-    keras.utils.set_random_seed(config.seed)  # last: preparing a dataset draws random numbers
-    model = build_model(config, images)
-    model.compile(
-        build_optimizer(config),
-        loss=relax_tf.losses.BernoulliNegativeLogLikelihood(),
-        jit_compile=config.jit_compile,
-        steps_per_execution=config.steps_per_execution,
-    )
+    images = load_images(config)
+    model = compiled_model(config, images)
     checkpoint = Checkpoint(folder.checkpoints / "vae.keras")
     start_step = checkpoint.restore(model)
-    metrics = MetricsCSV(folder.metrics, _columns(), start_step, config.log_every)
+    metrics = MetricsCSV(folder.metrics, _columns(model), start_step, config.log_every)
+    best = BestCheckpoint(folder.checkpoints / _BEST, metrics.rows, "validation_elbo")
     validation = _validation(images.validation)
     if start_step == 0:
         before = model.evaluate(validation, verbose=0, return_dict=True)
@@ -107,27 +83,101 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
         validation_data=validation,
         shuffle=False,  # `batches` does
         verbose=config.verbose,
-        callbacks=[metrics, *tensorboard(folder), checkpoint],
+        callbacks=[metrics, best, *tensorboard(folder), checkpoint],
     )
+    bounds = evaluate(config, workdir, images, model)
     draw_figures(folder, model, images, metrics.rows)
     first, last = metrics.rows[0], metrics.rows[-1]
     print(
-        f"{config.dataset}, {config.estimator}: validation ELBO {first['validation_elbo']:.2f} "
-        f"before training, {last['validation_elbo']:.2f} after {last['step']} steps; "
-        f"training ELBO of the last {config.log_every} steps {last['train_elbo']:.2f} nats; "
-        f"{last['seconds']:.0f} s. Results in {folder.path}"
+        f"{config.dataset}, {config.architecture}, {config.estimator}: validation ELBO "
+        f"{first['validation_elbo']:.2f} before training, {last['validation_elbo']:.2f} after "
+        f"{last['step']} steps; training ELBO of the last {config.log_every} steps "
+        f"{last['train_elbo']:.2f} nats; {last['seconds']:.0f} s."
     )
+    _print_bounds(bounds)
+    print(f"Results in {folder.path}")
     return last
 
 
-def _columns() -> dict[str, Any]:
+def evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    images: Images | None = None,
+    model: keras.Model | None = None,
+) -> dict[str, Any]:
+    """Bounds on the validation images at the last checkpoint and at the best one.
+
+    Writes `results.json`, leaves the checkpoints alone, and leaves the last one in `model`.
+    """
+    folder = Workdir(workdir, config)
+    images = load_images(config) if images is None else images
+    model = compiled_model(config, images) if model is None else model
+    rows = [row for row in read_metrics(folder.metrics) if row["step"] > 0]
+    checkpoint = Checkpoint(folder.checkpoints / "vae.keras")
+    results = {
+        "images": len(images.validation),
+        "samples": config.iwae_samples,
+        "train_elbo_best": max((row["train_elbo"] for row in rows), default=None),
+    }
+    if (folder.checkpoints / _BEST).exists():
+        model.load_weights(folder.checkpoints / _BEST)
+        best_row = max(rows, key=lambda row: row["validation_elbo"])
+        bounds = importance_weighted_bound(model, images.validation, config.iwae_samples)
+        results["best"] = {"step": best_row["step"], **bounds._asdict()}
+    step = checkpoint.restore(model)
+    bounds = importance_weighted_bound(model, images.validation, config.iwae_samples)
+    results["last"] = {"step": step, **bounds._asdict()}
+    text = json.dumps(results, indent=2) + "\n"
+    replace_file(folder.path / "results.json", lambda path: path.write_text(text))
+    checkpoint.restore(model)
+    return results
+
+
+def _print_bounds(results: dict[str, Any]) -> None:
+    for name in ("best", "last"):
+        if name in results:
+            print(
+                f"validation, {name} checkpoint (step {results[name]['step']}): ELBO "
+                f"{results[name]['elbo']:.2f}, {results['samples']}-sample importance-weighted "
+                f"bound {results[name]['bound']:.2f} nats"
+            )
+
+
+def load_images(config: ml_collections.ConfigDict) -> Images:
+    """The configured dataset, splits and binarisation."""
+    return load(
+        config.dataset,
+        config.data_dir or None,
+        config.binarization,
+        splits=tuple(config.splits) or None,
+    )
+
+
+def compiled_model(config: ml_collections.ConfigDict, images: Images) -> relax_tf.RelaxModel:
+    """The configured model before training, a function of `config.seed`.
+
+    Build it after the data are at hand: preparing a dataset draws random numbers.
+    """
+    keras.utils.set_random_seed(config.seed)
+    model = build_model(config, images)
+    model.compile(
+        build_optimizer(config),
+        loss=relax_tf.losses.BernoulliNegativeLogLikelihood(),
+        jit_compile=config.jit_compile,
+        steps_per_execution=config.steps_per_execution,
+    )
+    return model
+
+
+def _columns(model: keras.Model) -> dict[str, Any]:
     def value(name: str):
         return lambda logs: logs.get(name, np.nan)
 
+    moments = [f"{layer.name}_second_moment" for layer in stochastic_layers(model)]
     return {
         "train_elbo": lambda logs: -value("loss")(logs),
         "validation_elbo": lambda logs: -value("val_loss")(logs),
-        "b_second_moment": value("b_second_moment"),
+        **{name: value(name) for name in moments},
     }
 
 
@@ -142,15 +192,12 @@ def draw_figures(folder: Workdir, model: keras.Model, images: Images, rows: list
     """Curves of the run, reconstructions, and decoded samples of the prior."""
     figures.elbo_curves(folder.figures / "curves.png", rows)
     originals = images.validation[:10]
-    reconstructions = tf.sigmoid(model.predict(originals, verbose=0)).numpy()
     figures.image_rows(
         folder.figures / "reconstructions.png",
-        {"data": originals, "reconstruction": reconstructions},
+        {"data": originals, "reconstruction": reconstructions(model, originals)},
         images.image_shape,
     )
-    prior = model.get_layer("b").prior_distribution()
-    b = tf.squeeze(prior.draw(seed=0, sample_shape=(30,)).b, 1)
-    samples = tf.sigmoid(model.get_layer("decoder")(b)).numpy()
+    samples = prior_means(model, 30)
     figures.image_rows(
         folder.figures / "prior_samples.png",
         {f"samples {k + 1}": samples[10 * k : 10 * (k + 1)] for k in range(3)},
@@ -161,7 +208,14 @@ def draw_figures(folder: Workdir, model: keras.Model, images: Images, rows: list
 def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
-    train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    if not _EVALUATE.value:
+        if config is None:
+            raise app.UsageError("--config is required, except with --evaluate.")
+        train_and_evaluate(config, workdir)
+        return
+    stored = json.loads((pathlib.Path(workdir) / "config.json").read_text())
+    _print_bounds(evaluate(config or ml_collections.ConfigDict(stored), workdir))
 
 
 if __name__ == "__main__":

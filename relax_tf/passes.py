@@ -32,7 +32,8 @@ class Latent:
             evaluation; in replays it may be that of the hard pass).
         sample: what the layer emitted, before the cast to its compute dtype.
         kl: the layer's Kullback-Leibler term, `[batch]`, in nats; None without a prior.
-        layer, eps, context: the layer, the noise of z, and the layer's input.
+        layer, eps, context: the layer, the noise of z, and what its control variate sees (the
+            layer's input, unless it was called with a context).
     """
 
     dist: Distribution

@@ -17,6 +17,8 @@ from relax_tf.validation import one_of
 class StochasticLayer(keras.layers.Layer):
     """Base of the stochastic layers. A subclass says what distribution `x W + beta` parametrises.
 
+    `layer(inputs, context=...)` shows the control variate something else than the inputs.
+
     Args:
         num_outputs: the size of `x W + beta`.
         estimator: an id such as `"relaxed_rebar"`, a config or an `Estimator`.
@@ -99,11 +101,12 @@ class StochasticLayer(keras.layers.Layer):
 
     # Variables.
 
-    def build(self, input_shape):
-        self.dense.build(input_shape)
+    def build(self, inputs_shape, context_shape=None):
+        self.dense.build(inputs_shape)
         if self.prior is not None:
             self.build_prior()
-        self._build_estimator(self.compute_output_shape(input_shape), input_shape)
+        context_shape = inputs_shape if context_shape is None else context_shape
+        self._build_estimator(self.compute_output_shape(inputs_shape), context_shape)
 
     def add_prior_weight(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
         """A parameter of the prior that starts at 0, and stays there unless it is learned."""
@@ -111,7 +114,7 @@ class StochasticLayer(keras.layers.Layer):
             name=name, shape=shape, initializer="zeros", trainable=self.prior == "learned"
         )
 
-    def _build_estimator(self, theta_shape: tuple, input_shape: tuple) -> None:
+    def _build_estimator(self, theta_shape: tuple, context_shape: tuple) -> None:
         owner = getattr(self.estimator, "owner", lambda: None)()
         if owner not in (None, self):
             raise ValueError(
@@ -121,13 +124,21 @@ class StochasticLayer(keras.layers.Layer):
             )
         self.estimator.owner = weakref.ref(self)
         if not self.estimator.built:
-            self.estimator.build(tuple(theta_shape), tuple(input_shape))
+            self.estimator.build(tuple(theta_shape), tuple(context_shape))
         if self.estimator.trainable_variables:
             self.tracked.add("control_variate_norm")
 
     # What a pass asks.
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs, training=None, mask=None, context=None):
+        """A sample of `p(b|theta)`, theta computed from `inputs`.
+
+        `context` is what the control variate sees besides z, `[batch, ...]`, by default the
+        inputs. It may hold whatever is known before this sample is drawn, such as the data and
+        samples upstream; what depends on the sample would bias the estimate.
+        """
+        if mask is None and context is not None:  # Keras fills in the mask of a sole tensor only
+            mask = getattr(inputs, "_keras_mask", None)
         if mask is not None and self.prior is not None:
             raise ValueError(
                 f"layer {self.name!r} received a mask, but its KL would count masked steps too. "
@@ -138,7 +149,7 @@ class StochasticLayer(keras.layers.Layer):
         sample = (
             self._sample_alone(dist, training)
             if current is None
-            else current.emit(self, dist, inputs)
+            else current.emit(self, dist, inputs if context is None else context)
         )
         return tf.cast(sample, self.compute_dtype)
 
