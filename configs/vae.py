@@ -18,6 +18,7 @@ def get_config():
     config.estimator = "relaxed_rebar"
     config.temperature = 0.5
     config.coupled = True
+    config.estimator_settings = ml_collections.ConfigDict()  # its further arguments, by name
     config.hidden_units = (200, 200)  # of the control-variate network
     # Optimisation.
     config.steps = 100_000

@@ -28,7 +28,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=T
 def build_model(config: ml_collections.ConfigDict, estimator: str) -> relax_tf.RelaxModel:
     """One binary unit whose logit theta, starting at 0, is the weight of the constant input 1."""
     if estimator in ("relax", "relaxed_rebar"):
-        network = relax_tf.control_variates.mlp(config.hidden_units)
+        network = relax_tf.control_variates.MLP(config.hidden_units)
         estimator = type(relax_tf.estimators.get(estimator))(control_variate=network)
     inputs = keras.Input([1])
     b = relax_tf.StochasticBinaryLayer(

@@ -109,8 +109,9 @@ def build_estimator(config: ml_collections.ConfigDict) -> relax_tf.estimators.Es
     settings = {"temperature": config.temperature, "coupled": config.coupled}
     known = estimator_class().get_config()
     arguments = {key: value for key, value in settings.items() if key in known}
+    arguments.update(config.estimator_settings)
     if "control_variate" in known:
-        arguments["control_variate"] = relax_tf.control_variates.mlp(config.hidden_units)
+        arguments["control_variate"] = relax_tf.control_variates.MLP(config.hidden_units)
     return estimator_class(**arguments)
 
 

@@ -19,8 +19,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import relax_tf
-from examples import vae
-from examples.data import Images, batches, load
+from examples import vae, vae_models
+from examples.data import Images, batches
 from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file
 from relax_tf.diagnostics import Comparison, compare
 
@@ -32,10 +32,10 @@ def build_model(
     config: ml_collections.ConfigDict, images: Images, estimator: dict
 ) -> relax_tf.RelaxModel:
     """The VAE with this estimator, `{"id": ..., SETTING: ...}`, and what else it is built of."""
-    settings = ml_collections.ConfigDict(config)
-    settings.update({"estimator": estimator["id"]})
+    settings = config.copy_and_resolve_references()
+    settings.estimator = estimator["id"]
     settings.estimator_settings = {k: v for k, v in estimator.items() if k != "id"}
-    model = vae.build_model(settings, images)
+    model = vae_models.build_model(settings, images)
     model.compile(
         vae.build_optimizer(settings),
         loss=relax_tf.losses.BernoulliNegativeLogLikelihood(),
@@ -68,7 +68,7 @@ def train(config: ml_collections.ConfigDict, folder: Workdir, images: Images) ->
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Comparison:
     """Trains, freezes, adapts and measures; returns the comparison."""
     folder = Workdir(workdir, config)
-    images = load(config.dataset, config.data_dir or None, config.binarization)
+    images = vae.load_images(config)
     frozen = train(config, folder, images)
     x = images.validation[: config.variance_batch]
 

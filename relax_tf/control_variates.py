@@ -1,61 +1,113 @@
 """Learned control variates: the network `r_phi`, and the mark that keeps `phi` apart."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from relax_tf.validation import positive_integer
+from relax_tf.validation import positive_integers
 
 _MARK = "_relax_tf_control_variate"
 
 
-def mlp(
-    hidden_units: Sequence[int] = (200, 200), activation: str = "relu", dtype: str = "float32"
-) -> keras.Sequential:
-    """The paper's control variate: a ReLU network from features to one number.
+class ControlVariate(keras.layers.Layer):
+    """A network `r_phi` that is called with `z` and the context apart, `call(z, context=None)`.
+
+    Any Keras layer may be a control variate; others receive both side by side in one tensor. Apart
+    they cost less: `dc/dz` and its derivatives then touch the weights of `z` only, and the context
+    (an image, say) may be much larger than `z`.
+
+    A subclass takes `z` `[batch, n]` and the context `[batch, m]` or None and returns `[batch, 1]`
+    or `[batch]`. Its `build(z_shape, context_shape=None)` makes its variables.
+    """
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class MLP(ControlVariate):
+    """The paper's control variate: a ReLU network from `z` and the context to one number.
 
     Its last layer starts at zero, so that a control variate starts out as none at all: `relax`
     as REINFORCE and `relaxed_rebar` as REBAR.
 
     Args:
-        hidden_units: the widths of the hidden layers.
+        hidden_units: the widths of the hidden layers, at least one.
         activation: their activation; it must have a useful gradient, since `dc/dz` is used.
         dtype: of computation and weights.
 
-    Returns:
-        An unbuilt Keras model from `[..., features]` to `[..., 1]`.
+    Raises:
+        TypeError, ValueError: if `hidden_units` is not a sequence of positive integers.
 
     Example:
 
-    >>> relax_tf.control_variates.mlp([16])(tf.zeros([2, 5])).shape
+    >>> network = relax_tf.control_variates.MLP([16])
+    >>> network(tf.zeros([2, 5]), tf.ones([2, 3])).shape
     TensorShape([2, 1])
     """
-    layers = [
-        keras.layers.Dense(
-            positive_integer(units, "hidden_units"),
-            activation=activation,
-            kernel_initializer="he_normal",
-            dtype=dtype,
-        )
-        for units in hidden_units
-    ]
-    output = keras.layers.Dense(1, kernel_initializer="zeros", dtype=dtype)
-    return keras.Sequential([*layers, output], name="control_variate")
+
+    def __init__(
+        self,
+        hidden_units: Sequence[int] = (200, 200),
+        activation: Any = "relu",
+        dtype: Any = "float32",
+        **kwargs,
+    ):
+        super().__init__(dtype=dtype, **kwargs)
+        self.hidden_units = positive_integers(hidden_units, "hidden_units")
+        self.activation = keras.activations.get(activation)
+        self.of_z, self.of_context = None, None
+        self.hidden = [self._dense(units) for units in self.hidden_units[1:]]
+        self.output_layer = self._dense(1, kernel_initializer="zeros")
+
+    def _dense(self, units: int, **kwargs) -> keras.layers.Dense:
+        arguments = {"kernel_initializer": "he_normal", "dtype": self.dtype_policy, **kwargs}
+        return keras.layers.Dense(units, **arguments)
+
+    def build(self, z_shape, context_shape=None):
+        # The first layer, `[z, context] W`, is the sum of two, initialised as one (He).
+        parts = [shape[-1] for shape in (z_shape, context_shape) if shape is not None]
+        variances = [2.0 * part / max(sum(parts), 1) for part in parts]
+        first, *_ = he = [keras.initializers.VarianceScaling(v or 1.0) for v in variances]
+        self.of_z = self._dense(self.hidden_units[0], kernel_initializer=first)
+        self.of_z.build((None, parts[0]))
+        if context_shape is not None:
+            self.of_context = self._dense(
+                self.hidden_units[0], kernel_initializer=he[1], use_bias=False
+            )
+            self.of_context.build((None, parts[1]))
+        for dense, size in zip([*self.hidden, self.output_layer], self.hidden_units, strict=True):
+            dense.build((None, size))
+
+    def call(self, z, context=None):
+        h = self.of_z(z)
+        if context is not None:
+            h += self.of_context(context)
+        for dense in self.hidden:
+            h = dense(self.activation(h))
+        return self.output_layer(self.activation(h))
+
+    def compute_output_shape(self, z_shape, context_shape=None):
+        return (*z_shape[:-1], 1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "hidden_units": self.hidden_units,
+            "activation": keras.activations.serialize(self.activation),
+        }
 
 
-def features(z: tf.Tensor, context: tf.Tensor | None) -> tf.Tensor:
-    """What `r_phi` sees: `z` and the context, each flattened to `[batch, -1]`, side by side."""
-    parts = [z] if context is None else [z, tf.cast(context, z.dtype)]
-    return tf.concat([tf.reshape(part, [tf.shape(part)[0], _size(part)]) for part in parts], -1)
+def build_network(network: keras.layers.Layer, **shapes: tuple[int | None, ...] | None) -> None:
+    """Builds a network for the parts that `evaluate_network` will give it.
 
+    A symbolic call builds any layer or model, also one without a `build` of its own.
 
-def features_shape(
-    z_shape: tuple[int | None, ...], context_shape: tuple[int | None, ...] | None
-) -> tuple[int | None, int]:
-    """The static shape of `features`, or an error where an event axis has no fixed size."""
-    size = 0
-    for name, shape in (("theta", z_shape), ("context", context_shape)):
+    Args:
+        network: the network.
+        **shapes: of each part by name, `[batch, ...]`; None for a part that there is not.
+    """
+    sizes = []
+    for name, shape in shapes.items():
         if shape is None:
             continue
         if None in shape[1:]:
@@ -63,12 +115,39 @@ def features_shape(
                 "a control-variate network needs inputs of a fixed size: every axis but the batch "
                 f"must be known. Received {name} of shape {tuple(shape)}"
             )
-        size += tf.TensorShape(shape[1:]).num_elements()
-    return (None, size)
+        sizes.append(_size(shape))
+    if not isinstance(network, ControlVariate):
+        sizes = [sum(sizes)]
+    network(*(keras.KerasTensor((None, size), network.compute_dtype) for size in sizes))
 
 
-def _size(part: tf.Tensor) -> int:
-    return tf.TensorShape(part.shape[1:]).num_elements()
+def evaluate_network(network: keras.layers.Layer, *parts: tf.Tensor | None) -> tf.Tensor:
+    """The network's number for each example, `[batch]`, in the dtype of the first part.
+
+    Args:
+        network: a `ControlVariate`, which receives the parts as they are (flattened to
+            `[batch, -1]`), or any other layer, which receives them side by side.
+        parts: `z` and the context, or what else the network sees, `[batch, ...]` each; None for
+            a part that there is not.
+    """
+    parts = [part for part in parts if part is not None]
+    dtype = parts[0].dtype
+    flat = [tf.reshape(tf.cast(p, dtype), [tf.shape(p)[0], _size(p.shape)]) for p in parts]
+    inputs = flat if isinstance(network, ControlVariate) else [tf.concat(flat, -1)]
+    value = tf.cast(network(*inputs), dtype)
+    if value.shape.rank == 2 and value.shape[-1] == 1:
+        value = tf.squeeze(value, -1)
+    if not value.shape.is_compatible_with(parts[0].shape[:1]):
+        raise ValueError(
+            f"the network {network.name!r} must return shape [batch, 1] or [batch]. "
+            f"Received shape: {tuple(value.shape)}"
+        )
+    return value
+
+
+def _size(shape: tuple[int | None, ...]) -> int:
+    """The elements of one example."""
+    return tf.TensorShape(shape[1:]).num_elements()
 
 
 def mark_control_variates(variables: Iterable[keras.Variable]) -> None:

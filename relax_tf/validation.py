@@ -43,6 +43,19 @@ def positive_integer(value: Any, name: str) -> int:
     return int(value)
 
 
+def positive_integers(value: Any, name: str) -> list[int]:
+    """`value` as a list of ints if it is a sequence of at least one positive integer."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(
+            f"`{name}` must be a sequence of integers. Received: {value!r} "
+            f"(of type {type(value).__name__})"
+        )
+    integers = [positive_integer(item, name) for item in value]
+    if not integers:
+        raise ValueError(f"`{name}` must hold at least one integer. Received: {value!r}")
+    return integers
+
+
 def boolean(value: Any, name: str) -> bool:
     """`value` if it is True or False."""
     if not isinstance(value, bool):

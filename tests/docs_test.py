@@ -37,7 +37,7 @@ def test_docstring_examples_run(name):
         relax_tf.distributions.Bernoulli,
         relax_tf.distributions.Normal,
         relax_tf.distributions.OneHotCategorical,
-        relax_tf.control_variates.mlp,
+        relax_tf.control_variates.MLP,
         relax_tf.estimators.get,
         relax_tf.estimators.Estimator.estimate,
         *relax_tf.estimators._BY_ID.values(),

@@ -93,8 +93,8 @@ WRONG = [
     (lambda: estimators.Rebar(coupled=1), TypeError, "`coupled`.*True or False.*1"),
     (lambda: estimators.Concrete(temperature=-1), ValueError, "`temperature`.*positive.*-1"),
     (lambda: estimators.Relax(control_variate="mlp"), TypeError, "`control_variate`.*'mlp'"),
-    (lambda: control_variates.mlp([0]), ValueError, "`hidden_units`.*positive.*0"),
-    (lambda: control_variates.mlp([1.5]), TypeError, "`hidden_units`.*integer.*1.5"),
+    (lambda: control_variates.MLP([0]), ValueError, "`hidden_units`.*positive.*0"),
+    (lambda: control_variates.MLP([1.5]), TypeError, "`hidden_units`.*integer.*1.5"),
     (
         lambda: estimators.Reinforce(baseline_decay=1.0),
         ValueError,

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from relax_tf.control_variates import features, features_shape, mlp
+from relax_tf.control_variates import MLP, build_network, evaluate_network
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import batch_mean
 from relax_tf.estimators.moving_moments import MovingMoments
@@ -24,7 +24,7 @@ class Nvil(Estimator):
 
     Args:
         baseline: a Keras layer or model from the flattened context, `[batch, features]`, to
-            `[batch, 1]` or `[batch]`. By default `relax_tf.control_variates.mlp()`.
+            `[batch, 1]` or `[batch]`. By default `relax_tf.control_variates.MLP()`.
         decay: in [0, 1), of the moving averages: the weight of a batch relative to the next one.
         normalize_variance: divides the gradient by `max(1, s)`, where `s` is the standard
             deviation of the centred costs of past batches (their variance normalisation). It
@@ -71,9 +71,8 @@ class Nvil(Estimator):
         self._sees_context = context_shape is not None
         if self._sees_context:
             if self.baseline is None:
-                self.baseline = mlp(dtype=self.dtype_policy.name)
-            shape = features_shape((None, 0), context_shape)  # of the context alone
-            self.baseline(keras.KerasTensor(shape, self.dtype))
+                self.baseline = MLP(dtype=self.dtype_policy.name)
+            build_network(self.baseline, context=context_shape)
         super().build(theta_shape, context_shape)
 
     def baseline_error(self, f_b: tf.Tensor, context: tf.Tensor | None) -> tf.Tensor:
@@ -85,16 +84,7 @@ class Nvil(Estimator):
                 f"estimator {self.name!r} learned a baseline on the context of earlier calls, but "
                 "this call has context=None. Always pass a context, or never."
             )
-        inputs = features(tf.cast(context, f_b.dtype), None)
-        value = tf.cast(self.baseline(inputs), f_b.dtype)
-        if value.shape.rank == 2 and value.shape[-1] == 1:
-            value = tf.squeeze(value, -1)
-        if not value.shape.is_compatible_with(f_b.shape):
-            raise ValueError(
-                "the baseline must return shape [batch, 1] or [batch]. "
-                f"Received shape: {tuple(value.shape)}"
-            )
-        return f_b - value
+        return f_b - evaluate_network(self.baseline, tf.cast(context, f_b.dtype))
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
         signal = self.baseline_error(f_b, context) - tf.cast(self.past.mean(), f_b.dtype)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from relax_tf.control_variates import features, features_shape, mlp
+from relax_tf.control_variates import MLP, build_network, evaluate_network
 from relax_tf.distributions.base import Distribution
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.black_box import PythonDetector
@@ -226,7 +226,7 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
         super().__init__(**kwargs)
         self._is_default = control_variate is None
         if self._is_default:
-            control_variate = mlp(dtype=self.dtype_policy.name)
+            control_variate = MLP(dtype=self.dtype_policy.name)
         if not isinstance(control_variate, keras.layers.Layer):
             raise TypeError(
                 "`control_variate` must be a Keras layer or model. Received: "
@@ -235,23 +235,12 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
         self.control_variate = control_variate
 
     def build(self, theta_shape, context_shape=None):
-        # A symbolic call builds any layer or model, also one without a `build` of its own.
-        self.control_variate(
-            keras.KerasTensor(features_shape(theta_shape, context_shape), self.dtype)
-        )
+        build_network(self.control_variate, theta=theta_shape, context=context_shape)
         super().build(theta_shape, context_shape)
 
     def terms(self, dist, cost, context):
         def network(z: tf.Tensor) -> tf.Tensor:
-            c_z = tf.cast(self.control_variate(features(z, context)), dist.dtype)
-            if c_z.shape.rank == 2 and c_z.shape[-1] == 1:
-                c_z = tf.squeeze(c_z, -1)
-            if not c_z.shape.is_compatible_with(z.shape[:1]):
-                raise ValueError(
-                    "the control variate must return shape [batch, 1] or [batch]. "
-                    f"Received shape: {tuple(c_z.shape)}"
-                )
-            return c_z
+            return evaluate_network(self.control_variate, z, context)
 
         complaint = (
             f"the control variate of estimator {self.name!r} has no gradient with respect to its "
@@ -283,8 +272,9 @@ class Relax(NetworkControlVariateEstimator, DiscreteControlVariateEstimator):
 
     Args:
         control_variate: a Keras layer or model from `[batch, features]` to `[batch, 1]` or
-            `[batch]`, where the features are `z` and the context, flattened, side by side. By
-            default `relax_tf.control_variates.mlp()`.
+            `[batch]`, where the features are `z` and the context, flattened, side by side (a
+            `relax_tf.control_variates.ControlVariate` has them apart). By default
+            `relax_tf.control_variates.MLP()`.
         coupled: as in `Rebar`.
 
     Example:
