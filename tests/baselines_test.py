@@ -42,8 +42,10 @@ def test_moving_moments_of_large_values_keep_their_precision():
     [
         {"class_name": "reinforce", "config": {"baseline_decay": 0.5}},
         {"class_name": "nvil", "config": {"decay": 0.5}},
+        {"class_name": "relax", "config": {"decay": 0.5}},
+        {"class_name": "relax", "config": {"decay": 0.5, "coupled": False}},
     ],
-    ids=["reinforce", "nvil"],
+    ids=["reinforce", "nvil", "relax", "relax-independent"],
 )
 def test_baselines_stay_unbiased_over_successive_training_batches(config):
     """Batches of two: a baseline that knew its own batch would shrink the gradient by far."""
@@ -53,7 +55,7 @@ def test_baselines_stay_unbiased_over_successive_training_batches(config):
     estimator = estimators.get(config)
     dist = Bernoulli(thetas)
     estimator.estimate(dist, PROBLEM, context=context, seed=0)
-    optimizer = keras.optimizers.SGD(0.05)
+    optimizer = keras.optimizers.Adam(0.01)
     phi = estimator.trainable_variables
     optimizer.build(phi)
 
@@ -76,7 +78,11 @@ def test_first_estimate_knows_no_baseline_and_the_second_the_first_batch():
     first = plain.estimate(dist, cost, seed=1)
     second = plain.estimate(dist, cost, seed=2)
     score = (second.gradient[:, 0] / second.cost)[:, tf.newaxis]
-    for estimator in (estimators.Reinforce(baseline_decay=0.9), estimators.Nvil()):
+    for estimator in (
+        estimators.Reinforce(baseline_decay=0.9),
+        estimators.Nvil(),
+        estimators.Relax(),  # whose network starts at zero
+    ):
         gradients = [estimator.estimate(dist, cost, seed=seed).gradient for seed in (1, 2)]
         np.testing.assert_allclose(gradients[0], first.gradient, rtol=1e-6)
         expected = (second.cost - tf.reduce_mean(first.cost))[:, tf.newaxis] * score
