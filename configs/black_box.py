@@ -1,6 +1,6 @@
 """Scheduling with a simulator in NumPy as cost: `relax` against the score function, five seeds.
 
-    python -m examples.black_box --config=configs/black_box.py --workdir=/tmp/black_box
+python -m examples.black_box --config=configs/black_box.py --workdir=/tmp/black_box
 """
 
 import ml_collections
@@ -20,6 +20,7 @@ def get_config():
     config.validation_days = 64
     config.variance_draws = 100  # at a frozen point, for the variance of the gradient
     config.log_every = 500
+    config.jit_compile = False  # XLA cannot call Python
     config.steps_per_execution = 50
     config.verbose = 0
     return config

@@ -1,6 +1,6 @@
 """The variance of every unbiased estimator on one frozen VAE on digits; about three minutes.
 
-    python -m examples.variance --config=configs/variance.py --workdir=/tmp/variance
+python -m examples.variance --config=configs/variance.py --workdir=/tmp/variance
 """
 
 from configs import vae_digits

@@ -96,7 +96,7 @@ def build_model(config: ml_collections.ConfigDict, estimator: str) -> Workshop:
             keras.optimizers.Adam(config.learning_rate),
             keras.optimizers.Adam(config.control_variate_learning_rate),
         ),
-        jit_compile=False,  # XLA cannot call Python
+        jit_compile=config.jit_compile,
         steps_per_execution=config.steps_per_execution,
     )
     return model

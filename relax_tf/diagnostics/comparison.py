@@ -66,9 +66,7 @@ class Comparison(NamedTuple):
             axis.barh(places + k * height, logs, height, label=f"{layer}: one estimate")
             axis.plot(equal, places + k * height, "k|", ms=12)
         axis.plot([], [], "k|", label="one evaluation")
-        axis.set_yticks(
-            places, [f"{name} ({count})" for name, count in self.evaluations.items()]
-        )
+        axis.set_yticks(places, [f"{name} ({count})" for name, count in self.evaluations.items()])
         axis.set(xlabel="log variance of the gradient estimate (evaluations of the cost)")
         axis.invert_yaxis()
         axis.legend(fontsize=8)
@@ -123,13 +121,16 @@ def compare(
     """
     if adapt_steps != 0:
         positive_integer(adapt_steps, "adapt_steps")
+    x, y = (
+        None if part is None else keras.tree.map_structure(tf.convert_to_tensor, part)
+        for part in (x, y)
+    )
     variances, evaluations = {}, {}
     for estimator in estimators:
         model = build_model(estimator)
         like = model if like is None else like
         _take_over(model, like)
-        data = itertools.repeat((x, y)) if adapt_data is None else adapt_data
-        _adapt(model, itertools.islice(data, adapt_steps), adapt_steps)
+        _adapt(model, itertools.repeat((x, y)) if adapt_data is None else adapt_data, adapt_steps)
         _take_over(model, like)  # moving statistics have moved
         variances[estimator] = gradient_variance(model, x, y, num_draws).layers
         evaluations[estimator] = _evaluations(model)
@@ -148,6 +149,7 @@ def _weights(model: RelaxTrainer) -> list:
 
 def _adapt(model: RelaxTrainer, data: Iterable[tuple[Any, Any]], steps: int) -> None:
     """Training steps of the control variates alone."""
+    data = iter(data)
     phi = [variable for variable in model.trainable_variables if is_control_variate(variable)]
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     model.optimizer.build(model.trainable_variables)
@@ -160,11 +162,13 @@ def _adapt(model: RelaxTrainer, data: Iterable[tuple[Any, Any]], steps: int) -> 
         if phi:
             optimizer.control_variate_optimizer.apply(tape.gradient(loss, phi), phi)
 
-    taken = 0
-    for taken, (x, y) in enumerate(data, 1):
-        step(*keras.tree.map_structure(tf.convert_to_tensor, (x, y)) if y is not None else (x, y))
-    if taken < steps:
-        raise ValueError(f"`adapt_data` ended after {taken} of {steps} steps of adaptation.")
+    if not any(layer.estimator.variables for layer in model._stochastic_layers()):
+        return  # not even a moving average
+    for taken in range(steps):
+        x, y = next(data, (None, None))
+        if x is None:
+            raise ValueError(f"`adapt_data` ended after {taken} of {steps} steps of adaptation.")
+        step(x, y)
 
 
 def _evaluations(model: RelaxTrainer) -> int:

@@ -288,9 +288,7 @@ class BlackBoxControlVariateEstimator(NetworkControlVariateEstimator):
     squared error; neither `m + s B` nor `s` depends on the sample, so all stays unbiased.
     """
 
-    def __init__(
-        self, baseline: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs
-    ):
+    def __init__(self, baseline: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs):
         super().__init__(**kwargs)
         self.baseline = Baseline(baseline, decay, dtype=self.dtype_policy, name="baseline")
 
