@@ -4,9 +4,9 @@
 
 A workshop has two machines, the second slower than the first. Jobs arrive in a fixed order; each
 has a colour, and a machine that changes colour must be cleaned first. A policy network looks at the
-jobs' durations and gives the probability that each job goes to the second machine; `schedule`
-simulates the day and returns when the last machine stops. That is plain NumPy: TensorFlow sees a
-number and nothing else, so only estimators that ask nothing of the cost can train the policy.
+jobs' durations and gives the probability that each job goes to the second machine; a simulator
+(`examples/workshop.py`) returns when the last machine stops. That is plain NumPy: TensorFlow sees
+a number and nothing else, so only estimators that ask nothing of the cost can train the policy.
 
 Every estimator trains from several seeds, each run in `DIR/ESTIMATOR-SEED`; `DIR/metrics.csv` has
 all of them, `DIR/figures/black_box.png` the cost and the log-variance of the gradient against the
@@ -14,7 +14,6 @@ step. The same command resumes.
 """
 
 import csv
-import itertools
 import pathlib
 
 import keras
@@ -27,6 +26,7 @@ from ml_collections import config_flags
 import relax_tf
 from examples import figures
 from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file, tensorboard
+from examples.workshop import best_schedules, schedule
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -37,40 +37,6 @@ ESTIMATORS = {
     "nvil": relax_tf.estimators.Nvil,
     "relax": relax_tf.estimators.Relax,
 }
-COLOURS = 3  # job k has colour k mod 3
-SLOWNESS = (1.0, 1.5)  # of the two machines
-CLEANING = 0.5  # before a job of another colour than the machine's last one
-
-
-def schedule(durations: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Simulates a day and returns when the last machine stops, in hours.
-
-    Args:
-        durations: of the jobs in their order, in hours on the first machine, `[..., jobs]`.
-        second: for each job 1 if it goes to the second machine, else 0, `[..., jobs]`.
-
-    Returns:
-        `[...]`, the dtype of `durations`.
-    """
-    shape = np.broadcast_shapes(durations.shape, second.shape)
-    durations, second = np.broadcast_to(durations, shape), np.broadcast_to(second, shape) > 0.5
-    clocks = np.zeros([2, *shape[:-1]], durations.dtype)
-    colours = np.full([2, *shape[:-1]], -1)  # a machine's first job needs no cleaning
-    for job in range(shape[-1]):
-        colour = job % COLOURS
-        for machine in (0, 1):
-            here = second[..., job] == bool(machine)
-            cleaning = CLEANING * ((colours[machine] >= 0) & (colours[machine] != colour))
-            work = SLOWNESS[machine] * durations[..., job] + cleaning
-            clocks[machine] += np.where(here, work, 0).astype(durations.dtype)
-            colours[machine] = np.where(here, colour, colours[machine])
-    return clocks.max(0)
-
-
-def best_schedules(durations: np.ndarray) -> np.ndarray:
-    """The shortest day for each row of `durations`, `[instances]`, by trying all assignments."""
-    assignments = np.array(list(itertools.product([0, 1], repeat=durations.shape[-1])), np.int8)
-    return np.array([schedule(row, assignments).min() for row in durations])
 
 
 class Workshop(relax_tf.RelaxModel):

@@ -15,17 +15,13 @@ import pathlib
 import keras
 import ml_collections
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import app, logging
 
 import relax_tf
 from examples import vae, vae_models
 from examples.data import Images, batches
 from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file
 from relax_tf.diagnostics import Comparison, compare
-
-_CONFIG = config_flags.DEFINE_config_file("config")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 
 
 def build_model(
@@ -108,7 +104,7 @@ def _write(path: pathlib.Path, result: Comparison) -> None:
 def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
-    train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+    train_and_evaluate(vae._CONFIG.value, vae._WORKDIR.value)  # flags of `examples.vae`
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from examples import black_box
+from examples import workshop
 from examples.runs import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -127,13 +127,13 @@ def test_black_box_trains_resumes_and_collects(tmp_path):
 
 def test_schedule_of_a_day_worked_out_by_hand():
     durations = np.array([1.0, 2.0, 1.0, 3.0])  # colours 0, 1, 2, 0
-    everything_first = black_box.schedule(durations, np.zeros(4))
+    everything_first = workshop.schedule(durations, np.zeros(4))
     assert everything_first == 1 + 0.5 + 2 + 0.5 + 1 + 0.5 + 3
     # First machine: jobs 0 and 3, one colour. Second: jobs 1 and 2 at 1.5 times their hours.
-    assert black_box.schedule(durations, np.array([0, 1, 1, 0])) == max(4, 3 + 0.5 + 1.5)
-    batch = black_box.schedule(durations, np.array([[0, 0, 0, 0], [0, 1, 1, 0]]))
+    assert workshop.schedule(durations, np.array([0, 1, 1, 0])) == max(4, 3 + 0.5 + 1.5)
+    batch = workshop.schedule(durations, np.array([[0, 0, 0, 0], [0, 1, 1, 0]]))
     np.testing.assert_allclose(batch, [8.5, 5.0])
-    assert black_box.best_schedules(durations[np.newaxis]) == [5.0]
+    assert workshop.best_schedules(durations[np.newaxis]) == [5.0]
 
 
 def test_variance_table_of_a_frozen_vae(tmp_path, data_dir):
