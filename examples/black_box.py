@@ -46,15 +46,19 @@ class Workshop(relax_tf.RelaxModel):
         return tf.numpy_function(schedule, [x, y_pred], x.dtype)
 
 
-def build_model(config: ml_collections.ConfigDict, estimator: str) -> Workshop:
+def build_model(config: ml_collections.ConfigDict, estimator: str, seed: int) -> Workshop:
+    """The compiled model; its policy starts out the same with every estimator."""
     if estimator not in ESTIMATORS:
         raise ValueError(
             f"`config.estimators` must be among {sorted(ESTIMATORS)}. Received: {estimator!r}"
         )
     inputs = keras.Input([config.jobs], name="durations")
-    hidden = keras.layers.Dense(config.units, activation="tanh", name="hidden")(inputs)
+    first_kernel, second_kernel = (keras.initializers.GlorotUniform(2 * seed + k) for k in (0, 1))
+    hidden = keras.layers.Dense(
+        config.units, activation="tanh", kernel_initializer=first_kernel, name="hidden"
+    )(inputs)
     second = relax_tf.StochasticBinaryLayer(
-        config.jobs, estimator=ESTIMATORS[estimator](), name="second"
+        config.jobs, ESTIMATORS[estimator](), kernel_initializer=second_kernel, name="second"
     )(hidden)
     model = Workshop(inputs, second, name="workshop")
     model.compile(
@@ -107,7 +111,7 @@ def train(
 ) -> list[dict[str, float]]:
     """Trains one policy, or goes on training it, and returns the rows of its metrics."""
     keras.utils.set_random_seed(seed)
-    model = build_model(config, estimator)
+    model = build_model(config, estimator, seed)
     checkpoint = Checkpoint(folder.checkpoints / "black_box.keras")
     start_step = checkpoint.restore(model)
     days = validation_days(config)
