@@ -4,7 +4,7 @@
 |-----------------|-------------------------------------------------------------------|
 | `lax`           | `m + s (B(context) + r_phi(b, context))`: continuous (eq. 7)      |
 | `rebar`         | `eta f(relax(z, lambda))`, both scalars learned                   |
-| `relax`         | `m + s (B(context) + r_phi(relax(z), context))`: a black box      |
+| `relax`         | `m + s (B(context) + r_phi(z, context))`: a black box             |
 | `relaxed_rebar` | `eta f(relax(z, lambda)) + r_phi(z, context)`, the paper's VAE    |
 
 `m` and `s` are the mean and the spread of past costs, `B` a baseline: see `baseline.py`.
@@ -325,13 +325,13 @@ class Relax(BlackBoxControlVariateEstimator, DiscreteControlVariateEstimator):
 
     Unbiased (eq. 10), one evaluation of the cost, asks nothing of it: it may be a black box. For
     discrete distributions. `r_phi` is the control variate of the paper. It sees `z` through its
-    relaxation at temperature 0.5, which tells a network more than logits of any size. `m` and
-    `s` are the mean and the standard deviation of past costs, `B` is a baseline that is fitted to
+    relaxation at temperature 0.5, less the mean of the sample: what the draw adds to what the
+    context tells, in bounded numbers. `m` and `s` are the mean and the standard deviation of past costs, `B` is a baseline that is fitted to
     the cost: they spare `r_phi` what does not depend on the sample.
 
     Args:
         control_variate: `r_phi`, a Keras layer or model from `[batch, features]` to `[batch, 1]`
-            or `[batch]`, where the features are the relaxed `z` (in the support of the samples)
+            or `[batch]`, where the features are `relax(z) - E[b]` (in the support of the samples)
             and the context, flattened, side by side (a
             `relax_tf.control_variates.ControlVariate` has them apart). By default
             `relax_tf.control_variates.MLP()`.
@@ -352,7 +352,7 @@ class Relax(BlackBoxControlVariateEstimator, DiscreteControlVariateEstimator):
     """
 
     def network_input(self, dist, z):
-        return dist.relax(z, _INPUT_TEMPERATURE)
+        return dist.relax(z, _INPUT_TEMPERATURE) - dist.mean()
 
     def estimate_centred(self, dist, draw, f_b, cost, context, seed):
         estimate_gradient = DiscreteControlVariateEstimator.estimate_gradient
