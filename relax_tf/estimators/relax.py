@@ -325,9 +325,10 @@ class Relax(BlackBoxControlVariateEstimator, DiscreteControlVariateEstimator):
 
     Unbiased (eq. 10), one evaluation of the cost, asks nothing of it: it may be a black box. For
     discrete distributions. `r_phi` is the control variate of the paper. It sees `z` through its
-    relaxation at temperature 0.5, less the mean of the sample: what the draw adds to what the
-    context tells, in bounded numbers. `m` and `s` are the mean and the standard deviation of past costs, `B` is a baseline that is fitted to
-    the cost: they spare `r_phi` what does not depend on the sample.
+    relaxation at temperature 0.5, less the mean of the sample: bounded numbers that say what the
+    draw adds to what the context tells. `m` and `s` are the mean and the standard deviation of
+    past costs, `B` is a baseline that is fitted to the cost: they spare `r_phi` what does not
+    depend on the sample. `B` minimises its squared error, which joins `control_variate_loss`.
 
     Args:
         control_variate: `r_phi`, a Keras layer or model from `[batch, features]` to `[batch, 1]`
