@@ -11,13 +11,17 @@ def get_config():
     config.binarization = "static_bernoulli"
     config.splits = ()  # TFDS splits for training, validation (and test); (): the dataset's own
     # Model.
-    config.architecture = "linear1"  # or "linear2", "nonlinear"
+    config.architecture = "linear1"  # or "linear2", "nonlinear", "categorical"
     config.units = 200  # Bernoulli units per stochastic layer
+    config.num_variables = 20  # of "categorical"
+    config.num_classes = 10
     config.tanh_units = (200, 200)  # before each linear map of "nonlinear"
     # Gradient estimator: any id of relax_tf.estimators for discrete variables.
     config.estimator = "relaxed_rebar"
     config.temperature = 0.5
     config.coupled = True
+    config.baseline_decay = 0.0  # of `reinforce`: of its moving average; 0 for no baseline
+    config.estimator_settings = ml_collections.ConfigDict()  # its further arguments, by name
     config.hidden_units = (200, 200)  # of the control-variate network
     # Optimisation.
     config.steps = 100_000

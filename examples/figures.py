@@ -66,6 +66,24 @@ def toy(
     _save(figure, path)
 
 
+def black_box(
+    path: pathlib.Path, runs: dict[str, list[list[dict[str, float]]]], best: float
+) -> None:
+    """Cost and log-variance against the step: a line for each seed, their mean in bold."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for colour, (name, of_seeds) in enumerate(runs.items()):
+        steps = [row["step"] for row in of_seeds[0]]
+        for axis, column in zip(axes, ("hours", "log_variance"), strict=True):
+            values = np.array([[row[column] for row in rows] for rows in of_seeds])
+            axis.plot(steps, values.T, f"C{colour}", alpha=0.25, lw=1)
+            axis.plot(steps, values.mean(0), f"C{colour}", lw=2, label=name)
+    axes[0].axhline(best, color="gray", ls=":", label="best possible")
+    axes[0].set(xlabel="step", ylabel="hours until the last machine stops", title="Cost")
+    axes[1].set(xlabel="step", ylabel="log Var(g)", title="Variance of the gradient estimate")
+    axes[0].legend(fontsize=8)
+    _save(figure, path)
+
+
 def _save(figure: plt.Figure, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -3,8 +3,10 @@
     linear1     q(b|x)            p(x|b) p(b)              linear maps
     linear2     q(b2|b1) q(b1|x)  p(x|b1) p(b1|b2) p(b2)   linear maps
     nonlinear   q(b|x)            p(x|b) p(b)              two tanh layers before each linear map
+    categorical q(b|x)            p(x|b) p(b)              one-hot variables, linear maps
 
-Every stochastic layer has `config.units` binary units in {-1, 1}; the topmost has a learned prior.
+Every stochastic layer has `config.units` binary units in {-1, 1} (`categorical`:
+`config.num_variables` variables of `config.num_classes` classes); the topmost has a learned prior.
 The encoder sees the image less the data mean, the decoder's bias starts at the mean's logit. Each
 layer is estimated by itself; its control variate sees z, the centred image and the samples of the
 layers before it. KL terms are taken at the samples, so that `-cost` is the log-weight
@@ -56,10 +58,25 @@ def _nonlinear(config: ml_collections.ConfigDict, images: Images) -> relax_tf.Re
     return relax_tf.RelaxModel(x, decoder(b), name="vae")
 
 
+def _categorical(config: ml_collections.ConfigDict, images: Images) -> relax_tf.RelaxModel:
+    x, centred = _inputs(images)
+    b = relax_tf.StochasticCategoricalLayer(
+        config.num_variables,
+        config.num_classes,
+        estimator=build_estimator(config),
+        prior="learned",
+        kl="sampled",
+        name="b",
+    )(centred)
+    flat = keras.layers.Flatten(name="flat")(b)
+    return relax_tf.RelaxModel(x, _linear("decoder", images)(flat), name="vae")
+
+
 ARCHITECTURES: dict[str, Callable] = {
     "linear1": _linear1,
     "linear2": _linear2,
     "nonlinear": _nonlinear,
+    "categorical": _categorical,
 }
 
 
@@ -89,6 +106,8 @@ def prior_means(model: relax_tf.RelaxModel, count: int, seed: int = 0) -> np.nda
     if isinstance(model, TwoLayerVAE):
         logits = model.get_layer("b1_prior")(b)
         b = relax_tf.distributions.Bernoulli(logits, top.support).draw(seed + 1).b
+    if isinstance(top, relax_tf.StochasticCategoricalLayer):
+        b = tf.reshape(b, [count, -1])
     return tf.sigmoid(model.get_layer("decoder")(b)).numpy()
 
 
@@ -106,9 +125,14 @@ def stochastic_layers(model: keras.Model) -> list[keras.layers.Layer]:
 def build_estimator(config: ml_collections.ConfigDict) -> relax_tf.estimators.Estimator:
     """The configured estimator, with those of the settings that it has."""
     estimator_class = type(relax_tf.estimators.get(config.estimator))
-    settings = {"temperature": config.temperature, "coupled": config.coupled}
+    settings = {
+        "temperature": config.temperature,
+        "coupled": config.coupled,
+        "baseline_decay": config.baseline_decay or None,
+    }
     known = estimator_class().get_config()
     arguments = {key: value for key, value in settings.items() if key in known}
+    arguments.update(config.estimator_settings)
     if "control_variate" in known:
         arguments["control_variate"] = relax_tf.control_variates.MLP(config.hidden_units)
     return estimator_class(**arguments)

@@ -48,6 +48,12 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
     >>> optimizer.learning_rate = 5e-4
     >>> round(float(optimizer.control_variate_optimizer.learning_rate), 4)
     0.01
+
+    The paper's settings: for 1000 steps only the control variates learn, at ten times the model's
+    rate, with weight decay.
+
+    >>> rate = keras.optimizers.schedules.PiecewiseConstantDecay([1000], [0.0, 1e-3])
+    >>> optimizer = relax_tf.RelaxOptimizer(adam(rate), adam(1e-2, weight_decay=1e-4))
     """
 
     def __init__(

@@ -7,9 +7,9 @@ import tensorflow as tf
 
 import relax_tf
 from relax_tf import estimators
-from relax_tf.distributions import Bernoulli
+from relax_tf.distributions import Bernoulli, Normal
 from relax_tf.estimators.moving_moments import MovingMoments
-from tests.problems import TableCost, z_scores
+from tests.problems import TableCost, shake, z_scores
 
 PROBLEM = TableCost(2, seed=5)
 THETA = np.array([0.3, -0.8])
@@ -42,8 +42,10 @@ def test_moving_moments_of_large_values_keep_their_precision():
     [
         {"class_name": "reinforce", "config": {"baseline_decay": 0.5}},
         {"class_name": "nvil", "config": {"decay": 0.5}},
+        {"class_name": "relax", "config": {"decay": 0.5}},
+        {"class_name": "relax", "config": {"decay": 0.5, "coupled": False}},
     ],
-    ids=["reinforce", "nvil"],
+    ids=["reinforce", "nvil", "relax", "relax-independent"],
 )
 def test_baselines_stay_unbiased_over_successive_training_batches(config):
     """Batches of two: a baseline that knew its own batch would shrink the gradient by far."""
@@ -53,7 +55,7 @@ def test_baselines_stay_unbiased_over_successive_training_batches(config):
     estimator = estimators.get(config)
     dist = Bernoulli(thetas)
     estimator.estimate(dist, PROBLEM, context=context, seed=0)
-    optimizer = keras.optimizers.SGD(0.05)
+    optimizer = keras.optimizers.Adam(0.01)
     phi = estimator.trainable_variables
     optimizer.build(phi)
 
@@ -76,7 +78,11 @@ def test_first_estimate_knows_no_baseline_and_the_second_the_first_batch():
     first = plain.estimate(dist, cost, seed=1)
     second = plain.estimate(dist, cost, seed=2)
     score = (second.gradient[:, 0] / second.cost)[:, tf.newaxis]
-    for estimator in (estimators.Reinforce(baseline_decay=0.9), estimators.Nvil()):
+    for estimator in (
+        estimators.Reinforce(baseline_decay=0.9),
+        estimators.Nvil(),
+        estimators.Relax(),  # whose network starts at zero
+    ):
         gradients = [estimator.estimate(dist, cost, seed=seed).gradient for seed in (1, 2)]
         np.testing.assert_allclose(gradients[0], first.gradient, rtol=1e-6)
         expected = (second.cost - tf.reduce_mean(first.cost))[:, tf.newaxis] * score
@@ -100,10 +106,11 @@ def test_nvil_normalisation_divides_by_the_past_standard_deviation():
     )
 
 
-def test_nvil_learns_a_cost_that_its_context_foretells():
+@pytest.mark.parametrize("name", ["nvil", "relax"])
+def test_learns_a_cost_that_its_context_foretells(name):
     context = tf.random.stateless_normal([64, 1], [1, 2])
     dist = Bernoulli(tf.zeros([64, 3]))
-    estimator = estimators.Nvil()
+    estimator = estimators.get(name)
     optimizer = keras.optimizers.Adam(1e-2)
 
     @tf.function
@@ -125,6 +132,44 @@ def test_nvil_takes_a_network_and_keeps_it_in_its_config():
     again = estimators.deserialize(estimators.serialize(estimator))
     again.estimate(Bernoulli(tf.zeros([4, 2])), PROBLEM, context=tf.ones([4, 5]), seed=0)
     assert [v.shape for v in again.trainable_variables] == [(5, 3), (3,), (3, 1), (1,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "dist"),
+    [
+        ("relax", Bernoulli(tf.random.stateless_normal([16, 3], [1, 2]))),
+        ("lax", Normal(tf.random.stateless_normal([16, 3], [1, 2]), tf.ones([16, 3]))),
+    ],
+)
+def test_black_box_control_variates_learn_in_units_of_past_costs(name, dist):
+    """The same phi serves a cost and any multiple of it, wherever its zero is."""
+    context = tf.random.stateless_normal([16, 2], [3, 4])
+    gradients = []
+    for unit, zero in ((1.0, 0.0), (50.0, 1000.0)):
+        keras.utils.set_random_seed(0)
+        estimator = estimators.get(name)
+        cost = lambda b, u=unit, z=zero: z + u * tf.reduce_sum(tf.sin(b), -1)  # noqa: E731
+        estimator.estimate(dist, cost, context=context, seed=0)
+        shake(estimator.trainable_variables)
+        estimate = estimator.estimate(dist, cost, context=context, seed=1)
+        gradients.append(np.stack(tf.nest.flatten(estimate.gradient)) / unit)
+    np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("estimator_class", [estimators.Relax, estimators.Lax])
+def test_black_box_baseline_sees_the_context_and_is_kept_in_the_config(estimator_class):
+    network = keras.Sequential([keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)])
+    estimator = estimator_class(baseline=network, decay=0.7)
+    again = estimators.deserialize(estimators.serialize(estimator))
+    dist = Bernoulli(tf.zeros([4, 2]))
+    if estimator_class is estimators.Lax:
+        dist = Normal(tf.zeros([4, 2]), tf.ones([4, 2]))
+    again.estimate(dist, PROBLEM, context=tf.ones([4, 5]), seed=0)
+    shapes = [variable.shape for variable in again.baseline.trainable_variables]
+    assert shapes == [(5, 3), (3,), (3, 1), (1,)]
+    assert again.get_config()["decay"] == 0.7
+    with pytest.raises(ValueError, match="context=None"):
+        again.estimate(dist, PROBLEM, seed=0)
 
 
 def test_muprop_of_a_linear_cost_has_no_variance():

@@ -102,9 +102,51 @@ def test_compare_ranks_estimators_and_draws(tmp_path):
     variance = {name: by_layer["b"] for name, by_layer in result.variances.items()}
     assert variance["rebar"] < variance["reinforce"] / 2
     assert variance["relaxed_rebar"] < variance["reinforce"] / 2
-    assert str(result).count("\n") == 3
+    assert result.evaluations == {"reinforce": 1, "rebar": 2, "relaxed_rebar": 2}
+    assert result.at_equal_evaluations("rebar", "b") == 2 * variance["rebar"]
+    lines = str(result).splitlines()
+    assert len(lines) == 4
+    assert lines[2].split()[:2] == ["rebar", "2"]
     result.plot(str(tmp_path / "comparison.png"))
     assert (tmp_path / "comparison.png").stat().st_size > 5_000
+
+
+def test_compare_adapts_on_a_stream_and_leaves_the_model_s_weights_alone():
+    x, y = batch()
+    like = build("reinforce")
+    models = {}
+
+    def build_and_keep(estimator):
+        models[estimator] = build(estimator)
+        return models[estimator]
+
+    stream = [(x[:8], y[:8]), (x[8:], y[8:])] * 10
+    diagnostics.compare(
+        build_and_keep, ["nvil", "relax"], x, y, 2, like, adapt_steps=20, adapt_data=stream
+    )
+    for name, model in models.items():
+        for path in ("b/theta/kernel", "out/bias"):
+            own, given = ({v.path: v.numpy() for v in m.weights}[path] for m in (model, like))
+            np.testing.assert_array_equal(own, given)
+        phi = model.get_layer("b").estimator.trainable_variables
+        assert any(np.abs(v).max() > 0 for v in phi if v.shape == (1,)), name  # output biases
+    with pytest.raises(ValueError, match="ended after 20 of 21"):
+        diagnostics.compare(build, ["nvil"], x, y, 2, adapt_steps=21, adapt_data=stream)
+
+
+def test_evaluations_of_stacked_layers_share_the_hard_pass():
+    def build_stack(estimator):
+        inputs = keras.Input([3])
+        b = relax_tf.StochasticBinaryLayer(4, estimator, name="b1")(inputs)
+        b = relax_tf.StochasticBinaryLayer(2, estimator, name="b2")(b)
+        model = relax_tf.RelaxModel(inputs, b)
+        model.compile("sgd", loss="mse")
+        return model
+
+    x, y = batch()
+    result = diagnostics.compare(build_stack, ["reinforce", "rebar", "vimco"], x, y, 2)
+    assert result.evaluations == {"reinforce": 1, "rebar": 3, "vimco": 5}
+    assert result.layers == ["b1", "b2"]
 
 
 @pytest.mark.parametrize(

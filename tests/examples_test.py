@@ -1,5 +1,6 @@
 """The examples as a user runs them: one command, killed, resumed, and the same in the end."""
 
+import csv
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from examples import workshop
 from examples.runs import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -104,6 +106,54 @@ def test_toy_reproduces_figure_one_in_small(tmp_path):
     assert (tmp_path / "figures" / "toy.png").stat().st_size > 10_000
     combined = (tmp_path / "metrics.csv").read_text().splitlines()
     assert combined[0] == "estimator,step,loss,log_variance,theta,seconds"
+
+
+def test_black_box_trains_resumes_and_collects(tmp_path):
+    overrides = ["--config.log_every=100", "--config.num_seeds=1", "--config.variance_draws=20"]
+    run("black_box", "black_box", tmp_path, *overrides, "--config.steps=200")
+    run("black_box", "black_box", tmp_path, *overrides, "--config.steps=400")
+    rows = {
+        name: read_metrics(tmp_path / f"{name}-0" / "metrics.csv")
+        for name in ("reinforce", "relax")
+    }
+    assert [row["step"] for row in rows["relax"]] == [0, 100, 200, 300, 400]
+    assert rows["relax"][-1]["hours"] < rows["relax"][0]["hours"] - 1
+    assert rows["relax"][-1]["log_variance"] < rows["reinforce"][-1]["log_variance"] - 2
+    assert (tmp_path / "figures" / "black_box.png").stat().st_size > 10_000
+    combined = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert combined[0] == "estimator,seed,step,hours,log_variance,seconds"
+    assert len(combined) == 1 + 4 * 5
+
+
+def test_schedule_of_a_day_worked_out_by_hand():
+    durations = np.array([1.0, 2.0, 1.0, 3.0])  # colours 0, 1, 2, 0
+    everything_first = workshop.schedule(durations, np.zeros(4))
+    assert everything_first == 1 + 0.5 + 2 + 0.5 + 1 + 0.5 + 3
+    # First machine: jobs 0 and 3, one colour. Second: jobs 1 and 2 at 1.5 times their hours.
+    assert workshop.schedule(durations, np.array([0, 1, 1, 0])) == max(4, 3 + 0.5 + 1.5)
+    batch = workshop.schedule(durations, np.array([[0, 0, 0, 0], [0, 1, 1, 0]]))
+    np.testing.assert_allclose(batch, [8.5, 5.0])
+    assert workshop.best_schedules(durations[np.newaxis]) == [5.0]
+
+
+def test_variance_table_of_a_frozen_vae(tmp_path, data_dir):
+    overrides = ["--config.steps=200", "--config.log_every=100", "--config.adapt_steps=200"]
+    overrides += ["--config.variance_draws=100", f"--config.data_dir={data_dir}"]
+    output = run("variance", "variance", tmp_path, *overrides)
+    lines = (tmp_path / "variance.csv").read_text().splitlines()
+    assert lines[0] == "estimator,evaluations,layer,variance,log_variance"
+    table = {row["estimator"]: row for row in csv.DictReader(lines)}
+    assert "relaxed_rebar" in output
+    assert (table["disarm"]["evaluations"], table["nvil"]["evaluations"]) == ("2", "1")
+    assert float(table["rebar"]["variance"]) < float(table["reinforce"]["variance"]) / 2
+    assert (tmp_path / "figures" / "variance.png").stat().st_size > 10_000
+
+
+def test_categorical_vae_improves(tmp_path, data_dir):
+    overrides = ["--config.steps=400", "--config.log_every=200", f"--config.data_dir={data_dir}"]
+    run("vae", "vae_categorical", tmp_path, *overrides, "--config.iwae_samples=2")
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert rows[-1]["validation_elbo"] > rows[0]["validation_elbo"] + 1
 
 
 @pytest.mark.skipif(

@@ -59,3 +59,26 @@ def test_loss_scaling_stays_outside():
     assert isinstance(scaled, keras.optimizers.LossScaleOptimizer)
     assert isinstance(scaled.inner_optimizer, relax_tf.RelaxOptimizer)
     assert wrap_optimizer(scaled) is scaled
+
+
+def test_warm_up_moves_the_control_variates_alone():
+    inputs = keras.Input([2])
+    b = relax_tf.StochasticBinaryLayer(3, "relax", name="b")(inputs)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(1)(b))
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay([4], [0.0, 1e-2])
+    adam = keras.optimizers.Adam
+    model.compile(relax_tf.RelaxOptimizer(adam(rate), adam(1e-2, weight_decay=1e-4)), loss="mse")
+    x, y = np.ones([8, 2], "f"), np.ones([8, 1], "f")
+
+    def values():
+        return {v.path: v.numpy() for v in model.trainable_variables}
+
+    start = values()
+    model.fit(x, y, batch_size=2, verbose=0)
+    warm = values()
+    model.fit(x, y, batch_size=2, verbose=0)
+    trained = values()
+    phi = {v.path for v in model.get_layer("b").estimator.trainable_variables}
+    for path in start:
+        assert np.any(warm[path] != start[path]) == (path in phi), path
+        assert np.any(trained[path] != warm[path]), path

@@ -2,10 +2,12 @@
 
 | estimator       | control variate `c(z)`                                            |
 |-----------------|-------------------------------------------------------------------|
-| `lax`           | `r_phi(z, context)`, a network: continuous variables (eq. 7)      |
+| `lax`           | `m + s (B(context) + r_phi(b, context))`: continuous (eq. 7)      |
 | `rebar`         | `eta f(relax(z, lambda))`, both scalars learned                   |
-| `relax`         | `r_phi(z, context)`, a network: the cost may be a black box       |
+| `relax`         | `m + s (B(context) + r_phi(z, context))`: a black box             |
 | `relaxed_rebar` | `eta f(relax(z, lambda)) + r_phi(z, context)`, the paper's VAE    |
+
+`m` and `s` are the mean and the spread of past costs, `B` a baseline: see `baseline.py`.
 """
 
 import math
@@ -24,10 +26,13 @@ from relax_tf.control_variates import (
 )
 from relax_tf.distributions.base import Distribution
 from relax_tf.estimators.base import Estimator
+from relax_tf.estimators.baseline import Baseline
 from relax_tf.estimators.black_box import PythonDetector
-from relax_tf.estimators.estimate import Cost, evaluate_cost
+from relax_tf.estimators.estimate import Cost, batch_mean, evaluate_cost, second_moment
 from relax_tf.estimators.score_function import score_function_gradient
 from relax_tf.validation import boolean, positive_number, real_number
+
+_INPUT_TEMPERATURE = 0.5  # at which `relax`'s network sees z
 
 
 def relax_gradient(
@@ -248,18 +253,36 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
         build_network(self.control_variate, theta=theta_shape, context=context_shape)
         super().build(theta_shape, context_shape)
 
+    def network_input(self, dist: Distribution, z: tf.Tensor) -> tf.Tensor:
+        """What the network sees of `z`."""
+        del dist
+        return z
+
+    def network_scale(self, dtype: tf.DType) -> float | tf.Tensor:
+        """The size of a cost that the network's output is a multiple of."""
+        del dtype
+        return 1.0
+
     def terms(self, dist, cost, context):
-        network = self.control_variate
+        network, scale = self.control_variate, self.network_scale(dist.dtype)
+
+        def r(z: tf.Tensor) -> tf.Tensor:
+            return scale * evaluate_network(network, self.network_input(dist, z), context)
+
+        def differentiated(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(z)
+                seen = self.network_input(dist, z)
+            value, derivative = differentiate_network(network, seen, context)
+            if derivative is not None:
+                derivative = scale * tape.gradient(seen, z, output_gradients=derivative)
+            return scale * value, derivative
+
         complaint = (
             f"the control variate of estimator {self.name!r} has no gradient with respect to its "
             "input, so it cannot follow z. Pass a layer that is differentiable in its input."
         )
-        term = Term(
-            lambda z: evaluate_network(network, z, context),
-            complaint,
-            lambda z: differentiate_network(network, z, context),
-        )
-        return [term, *super().terms(dist, cost, context)]
+        return [Term(r, complaint, differentiated), *super().terms(dist, cost, context)]
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -276,18 +299,67 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
         return cls(**config)
 
 
-@keras.saving.register_keras_serializable("relax_tf")
-class Relax(NetworkControlVariateEstimator, DiscreteControlVariateEstimator):
-    """RELAX with a free-form control variate: `c(z) = r_phi(z, context)` (eq. 10).
+class BlackBoxControlVariateEstimator(NetworkControlVariateEstimator):
+    """Base of those whose control variate has to learn all from the values of the cost.
 
-    Unbiased, one evaluation of the cost, asks nothing of it: it may be a black box. For discrete
-    distributions.
+    `c = m + s (B(context) + r_phi(., context))`. A network alone must first climb to the level of
+    the cost and is then busy following it; here past batches and a regression do that, quickly,
+    and `r_phi` learns what depends on the sample. `r_phi` minimises the second moment, `B` its
+    squared error; neither `m + s B` nor `s` depends on the sample, so all stays unbiased.
+    """
+
+    def __init__(self, baseline: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs):
+        super().__init__(**kwargs)
+        self.baseline = Baseline(baseline, decay, dtype=self.dtype_policy, name="baseline")
+
+    def build(self, theta_shape, context_shape=None):
+        self.baseline.build(context_shape)
+        super().build(theta_shape, context_shape)
+
+    def network_scale(self, dtype):
+        return self.baseline.scale(dtype)
+
+    def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
+        error = f_b - self.baseline.value(context, f_b.dtype)
+        gradient = self.estimate_centred(dist, draw, tf.stop_gradient(error), cost, context, seed)
+        return gradient, second_moment(gradient) + batch_mean(tf.square(error))
+
+    def estimate_centred(self, dist, draw, f_b, cost, context, seed) -> Any:
+        """The gradient, given costs less their baseline."""
+        raise NotImplementedError
+
+    def observe(self, f_b, context):
+        self.baseline.update(f_b)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self.baseline.arguments()}
+
+    @classmethod
+    def from_config(cls, config):
+        return super().from_config(Baseline.deserialized_arguments(config))
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class Relax(BlackBoxControlVariateEstimator, DiscreteControlVariateEstimator):
+    """RELAX with a free-form control variate, `c(z) = m + s (B(context) + r_phi(z, context))`.
+
+    Unbiased (eq. 10), one evaluation of the cost, asks nothing of it: it may be a black box. For
+    discrete distributions. `r_phi` is the control variate of the paper. It sees `z` through its
+    relaxation at temperature 0.5, less the mean of the sample: bounded numbers that say what the
+    draw adds to what the context tells. `m` and `s` are the mean and the standard deviation of
+    past costs, `B` is a baseline that is fitted to the cost: they spare `r_phi` what does not
+    depend on the sample. `B` minimises its squared error, which joins `control_variate_loss`.
 
     Args:
-        control_variate: a Keras layer or model from `[batch, features]` to `[batch, 1]` or
-            `[batch]`, where the features are `z` and the context, flattened, side by side (a
+        control_variate: `r_phi`, a Keras layer or model from `[batch, features]` to `[batch, 1]`
+            or `[batch]`, where the features are `relax(z) - E[b]` (in the support of the samples)
+            and the context, flattened, side by side (a
             `relax_tf.control_variates.ControlVariate` has them apart). By default
             `relax_tf.control_variates.MLP()`.
+        baseline: `B`, a Keras layer or model from the flattened context to `[batch, 1]` or
+            `[batch]`. By default `relax_tf.control_variates.MLP([64])`. Without a context there
+            is none.
+        decay: in [0, 1), of `m` and `s`: the weight of a batch relative to the next one.
         coupled: as in `Rebar`.
 
     Example:
@@ -300,16 +372,23 @@ class Relax(NetworkControlVariateEstimator, DiscreteControlVariateEstimator):
     4
     """
 
+    def network_input(self, dist, z):
+        return dist.relax(z, _INPUT_TEMPERATURE) - dist.mean()
+
+    def estimate_centred(self, dist, draw, f_b, cost, context, seed):
+        estimate_gradient = DiscreteControlVariateEstimator.estimate_gradient
+        return estimate_gradient(self, dist, draw, f_b, cost, context, seed)[0]
+
 
 @keras.saving.register_keras_serializable("relax_tf")
-class Lax(NetworkControlVariateEstimator):
-    """LAX: RELAX for continuous variables, `c(b) = r_phi(b, context)` (eq. 7).
+class Lax(BlackBoxControlVariateEstimator):
+    """LAX: RELAX for continuous variables, `c(b) = m + s (B(context) + r_phi(b, context))`.
 
-    Unbiased, one evaluation of the cost, asks nothing of it: it may be a black box. For
+    Unbiased (eq. 7), one evaluation of the cost, asks nothing of it: it may be a black box. For
     continuous distributions. Grathwohl et al. 2018.
 
     Args:
-        control_variate: as in `Relax`.
+        control_variate, baseline, decay: as in `Relax`; the network sees `b` as it is.
 
     Example:
 
@@ -323,13 +402,13 @@ class Lax(NetworkControlVariateEstimator):
 
     defined_for = ("continuous",)
 
-    def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
+    def estimate_centred(self, dist, draw, f_b, cost, context, seed):
         c_b, dc_db = value_and_derivative(self.terms(dist, cost, context), draw.z)
-        return lax_gradient(dist, draw.b, f_b, c_b, dc_db), None
+        return lax_gradient(dist, draw.b, f_b, c_b, dc_db)
 
 
 @keras.saving.register_keras_serializable("relax_tf")
-class RelaxedRebar(Rebar, Relax):
+class RelaxedRebar(Rebar, NetworkControlVariateEstimator):
     """The paper's VAE estimator: `c(z) = eta f(relax(z, lambda)) + r_phi(z, context)`.
 
     Unbiased. Costs and demands of `Rebar`, whose control variate it starts from; the network of
@@ -337,7 +416,7 @@ class RelaxedRebar(Rebar, Relax):
 
     Args:
         temperature, scale, coupled: as in `Rebar`.
-        control_variate: as in `Relax`.
+        control_variate: as in `Relax`, but it sees `z` itself.
 
     Example:
 
