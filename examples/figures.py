@@ -1,6 +1,7 @@
 """Figures of the examples, drawn with matplotlib."""
 
 import pathlib
+from typing import Any
 
 import matplotlib
 
@@ -42,28 +43,45 @@ def image_rows(
 
 
 def toy(
-    path: pathlib.Path,
-    rows: dict[str, list[dict[str, float]]],
-    u: np.ndarray,
-    curves: dict[str, np.ndarray],
-    target: float,
+    path: pathlib.Path, rows: list[dict[str, Any]], curves: list[dict[str, Any]], target: float
 ) -> None:
-    """Figure 1 of the paper: losses, log-variances, and control variates against the noise u."""
+    """Figure 1 of the paper: losses, log-variances, and control variates against the noise u.
+
+    Args:
+        path: of the figure.
+        rows: `estimator`, `seed`, `step`, `loss`, `log_variance`.
+        curves: `estimator`, `seed`, `u`, `c`; each seed's curve is centred.
+        target: t.
+    """
     figure, (left, centre, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    colours = {name: f"C{index}" for index, name in enumerate(rows)}
-    for name, lines in rows.items():
-        steps = [line["step"] for line in lines]
-        left.plot(steps, [line["loss"] for line in lines], colours[name], label=name)
-        centre.plot(steps, [line["log_variance"] for line in lines], colours[name], label=name)
+    for index, name in enumerate(dict.fromkeys(row["estimator"] for row in rows)):
+        mine = [row for row in rows if row["estimator"] == name]
+        _band(left, *_by_seed(mine, "step", "loss"), f"C{index}", name)
+        _band(centre, *_by_seed(mine, "step", "log_variance"), f"C{index}", name)
+        if relaxations := [row for row in curves if row["estimator"] == name]:
+            u, c = _by_seed(relaxations, "u", "c")
+            _band(right, u, c - c.mean(1, keepdims=True), f"C{index}", name)
     left.axhline(min(target, 1 - target) ** 2, color="gray", ls=":", label="optimum")
     left.set(xlabel="step", ylabel="E[(b - t)²]", title=f"Loss, t = {target}")
     centre.set(xlabel="step", ylabel="log Var(g)", title="Variance of the gradient estimate")
-    for name, curve in curves.items():
-        right.plot(u, curve - curve.mean(), colours[name], label=name)
-    right.set(xlabel="u", ylabel="c(z(u)), centred", title="Learned relaxation")
+    right.set(xlabel="u", ylabel="c(z(u)), centred", title="Relaxation after training")
     for axis in (left, centre, right):
         axis.legend(fontsize=8)
     _save(figure, path)
+
+
+def _by_seed(rows: list[dict[str, Any]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """The values of `x`, `[points]`, and of `y`, `[seeds, points]`."""
+    seeds = sorted({row["seed"] for row in rows})
+    points = np.array([row[x] for row in rows if row["seed"] == seeds[0]])
+    return points, np.array([[row[y] for row in rows if row["seed"] == seed] for seed in seeds])
+
+
+def _band(axis: plt.Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
+    """The median over the seeds (the first axis of `y`), and a band around the middle half."""
+    lower, median, upper = np.quantile(y, [0.25, 0.5, 0.75], axis=0)
+    axis.plot(x, median, colour, label=label)
+    axis.fill_between(x, lower, upper, color=colour, alpha=0.2, lw=0)
 
 
 def _save(figure: plt.Figure, path: pathlib.Path) -> None:
