@@ -1,6 +1,8 @@
 """Figures of the examples, drawn with matplotlib."""
 
+import itertools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -23,6 +25,41 @@ def elbo_curves(path: pathlib.Path, rows: list[dict[str, float]]) -> None:
         right.semilogy([row["step"] for row in rows], [row[name] for row in rows], label=name)
     right.set(xlabel="step", ylabel="second moment of the gradient estimate")
     right.legend()
+    _save(figure, path)
+
+
+def comparison(
+    path: pathlib.Path,
+    runs: list[tuple[str, list[dict[str, float]]]],
+    metrics: Sequence[str],
+    title: str = "",
+) -> None:
+    """Metrics of several runs against the step and against the time; runs of one label in a colour.
+
+    Args:
+        path: of the figure.
+        runs: pairs of a label and the rows of a `metrics.csv`.
+        metrics: columns; the first is drawn solid, the second dotted.
+        title: of the figure.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+    colours = {label: f"C{k}" for k, label in enumerate(dict.fromkeys(label for label, _ in runs))}
+    shown = []
+    for (label, rows), (metric, style) in itertools.product(runs, zip(metrics, "-:", strict=False)):
+        y = [row[metric] for row in rows]
+        shown += [value for value in y[len(y) // 20 :] if np.isfinite(value)]
+        first = metric == metrics[0] and label not in left.get_legend_handles_labels()[1]
+        settings = {"color": colours[label], "ls": style, "label": label if first else None}
+        left.plot([row["step"] for row in rows], y, **settings)
+        right.plot([row["seconds"] / 3600 for row in rows], y, **settings)
+    if shown:  # the first steps would flatten what follows
+        margin = 0.05 * (max(shown) - min(shown)) or 1.0
+        left.set_ylim(min(shown) - margin, max(shown) + margin)
+    names = [metric.replace("_", " ") for metric in metrics]
+    left.set(xlabel="step", ylabel=names[0] + "".join(f", dotted: {name}" for name in names[1:]))
+    right.set(xlabel="hours")
+    left.legend(fontsize=7)
+    figure.suptitle(title)
     _save(figure, path)
 
 
