@@ -25,15 +25,6 @@ from absl import app, flags
 from examples import figures
 from examples.runs import read_metrics, replace_file
 
-_EXAMPLE = flags.DEFINE_string("example", "vae", "Name of the example, examples/NAME.py.")
-_CONFIG = flags.DEFINE_multi_string("config", None, "Config of the runs.", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.", required=True)
-_GRID = flags.DEFINE_multi_string("grid", [], "FIELD=VALUE,VALUE: one run for each value.")
-_SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE for all runs.")
-_SEED = flags.DEFINE_multi_integer("seed", [0], "Seed of the runs.")
-_PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
-_METRIC = flags.DEFINE_string("metric", "validation_elbo", "Column of metrics.csv to draw.")
-
 _ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -142,4 +133,12 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    _EXAMPLE = flags.DEFINE_string("example", "vae", "Name of the example, examples/NAME.py.")
+    _CONFIG = flags.DEFINE_multi_string("config", None, "Config of the runs.", required=True)
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.", required=True)
+    _GRID = flags.DEFINE_multi_string("grid", [], "FIELD=VALUE,VALUE: one run for each value.")
+    _SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE for all runs.")
+    _SEED = flags.DEFINE_multi_integer("seed", [0], "Seed of the runs.")
+    _PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
+    _METRIC = flags.DEFINE_string("metric", "validation_elbo", "Column of metrics.csv to draw.")
     app.run(main)

@@ -20,10 +20,6 @@ from absl import app, flags
 from examples import figures
 from examples.runs import read_metrics
 
-_RESULTS = flags.DEFINE_string(
-    "results", str(pathlib.Path(__file__).parent / "results"), "Folder with the runs."
-)
-
 # Table 1 of the paper: training ELBO in nats, best over training; its REBAR is "REBAR ours".
 PAPER = {
     ("mnist", "linear1"): {
@@ -323,4 +319,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    _RESULTS = flags.DEFINE_string(
+        "results", str(pathlib.Path(__file__).parent / "results"), "Folder with the runs."
+    )
     app.run(main)

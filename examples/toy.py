@@ -29,9 +29,6 @@ import relax_tf
 from examples import figures
 from examples.runs import Workdir, replace_file
 
-_CONFIG = config_flags.DEFINE_config_file("config")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-
 U = np.linspace(0.01, 0.99, 50)  # the noise at which relaxations are drawn
 
 
@@ -75,7 +72,7 @@ def control_variate_curve(model: keras.Model, target: float, u: np.ndarray) -> n
     dist = relax_tf.distributions.Bernoulli(tf.fill(z.shape, theta(model)))
     cost = lambda b: tf.squeeze((b - target) ** 2, -1)  # noqa: E731
     terms = estimator.terms(dist, cost, tf.ones_like(z))
-    return sum(term.function(z) for term in terms).numpy()
+    return sum(term.function(z) for term in terms).numpy().astype(float)
 
 
 class Trainer:
@@ -234,4 +231,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     app.run(main)

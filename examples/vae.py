@@ -40,10 +40,6 @@ from examples.runs import (
 )
 from examples.vae_models import build_model, prior_means, reconstructions, stochastic_layers
 
-_CONFIG = config_flags.DEFINE_config_file("config")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_EVALUATE = flags.DEFINE_bool("evaluate", False, "Only write results.json, without training.")
-
 _BEST = "best.keras"  # the row with the best validation ELBO
 
 
@@ -133,6 +129,12 @@ def evaluate(
     return results
 
 
+def stored_config(workdir: str) -> ml_collections.ConfigDict:
+    """The configuration of the run that `workdir` holds."""
+    text = (pathlib.Path(workdir) / "config.json").read_text()
+    return ml_collections.ConfigDict(json.loads(text))
+
+
 def _print_bounds(results: dict[str, Any]) -> None:
     for name in ("best", "last"):
         if name in results:
@@ -214,9 +216,11 @@ def main(argv):
             raise app.UsageError("--config is required, except with --evaluate.")
         train_and_evaluate(config, workdir)
         return
-    stored = json.loads((pathlib.Path(workdir) / "config.json").read_text())
-    _print_bounds(evaluate(config or ml_collections.ConfigDict(stored), workdir))
+    _print_bounds(evaluate(config or stored_config(workdir), workdir))
 
 
 if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    _EVALUATE = flags.DEFINE_bool("evaluate", False, "Only write results.json, without training.")
     app.run(main)
