@@ -166,6 +166,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             _write(folder.metrics, rows)
             if config.verbose:
                 print(f"{estimator}, seed {seed}: loss {rows[-1]['loss']:.5f}", flush=True)
+    rows, curves = _read(folder.metrics), _read(curves_file)  # as rounded there
     results = summary(rows, config.target)
     text = json.dumps(results, indent=2) + "\n"
     replace_file(folder.path / "results.json", lambda path: path.write_text(text))

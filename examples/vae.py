@@ -34,7 +34,6 @@ from examples.runs import (
     Checkpoint,
     MetricsCSV,
     Workdir,
-    read_metrics,
     replace_file,
     tensorboard,
 )
@@ -104,28 +103,25 @@ def evaluate(
     """Bounds on the validation images at the last checkpoint and at the best one.
 
     Writes `results.json`, leaves the checkpoints alone, and leaves the last one in `model`.
+
+    Raises:
+        ValueError: if `workdir` holds no checkpoint.
     """
     folder = Workdir(workdir, config)
+    last = Checkpoint(folder.checkpoints / "vae.keras")
+    if not last.path.exists():
+        raise ValueError(f"there is nothing to evaluate: {last.path} does not exist.")
     images = load_images(config) if images is None else images
     model = compiled_model(config, images) if model is None else model
-    rows = [row for row in read_metrics(folder.metrics) if row["step"] > 0]
-    checkpoint = Checkpoint(folder.checkpoints / "vae.keras")
-    results = {
-        "images": len(images.validation),
-        "samples": config.iwae_samples,
-        "train_elbo_best": max((row["train_elbo"] for row in rows), default=None),
-    }
-    if (folder.checkpoints / _BEST).exists():
-        model.load_weights(folder.checkpoints / _BEST)
-        best_row = max(rows, key=lambda row: row["validation_elbo"])
-        bounds = importance_weighted_bound(model, images.validation, config.iwae_samples)
-        results["best"] = {"step": best_row["step"], **bounds._asdict()}
-    step = checkpoint.restore(model)
-    bounds = importance_weighted_bound(model, images.validation, config.iwae_samples)
-    results["last"] = {"step": step, **bounds._asdict()}
+    results = {"images": len(images.validation), "samples": config.iwae_samples}
+    for name, checkpoint in (("best", Checkpoint(folder.checkpoints / _BEST)), ("last", last)):
+        if checkpoint.path.exists():
+            step = checkpoint.restore(model)
+            bounds = importance_weighted_bound(model, images.validation, config.iwae_samples)
+            results[name] = {"step": step, **bounds._asdict()}
     text = json.dumps(results, indent=2) + "\n"
     replace_file(folder.path / "results.json", lambda path: path.write_text(text))
-    checkpoint.restore(model)
+    last.restore(model)
     return results
 
 

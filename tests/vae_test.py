@@ -235,8 +235,10 @@ def test_nonlinear_trains(tmp_path, data_dir):
     assert (tmp_path / "figures" / "prior_samples.png").stat().st_size > 5_000
 
 
-def test_bound_refuses_a_closed_form_kl_and_no_samples():
+def test_bound_refuses_a_closed_form_kl_no_samples_and_no_checkpoint(tmp_path):
     model, images = tiny("linear1")
+    with pytest.raises(ValueError, match=r"nothing to evaluate: .*vae.keras does not exist"):
+        vae.evaluate(smoke("", steps=50), str(tmp_path))
     with pytest.raises(ValueError, match=r"at least 1. Received: 0"):
         importance_weighted_bound(model, images.validation, 0)
     model.get_layer("b").kl = "analytic"
