@@ -87,7 +87,8 @@ def toy(
     Args:
         path: of the figure.
         rows: `estimator`, `seed`, `step`, `loss`, `log_variance`.
-        curves: `estimator`, `seed`, `u`, `c`; each seed's curve is centred.
+        curves: `estimator`, `seed`, `u`, `c`; each seed's curve is scaled to [0, 1], as they
+            differ in size by orders of magnitude.
         target: t.
     """
     figure, (left, centre, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
@@ -97,11 +98,13 @@ def toy(
         _band(centre, *_by_seed(mine, "step", "log_variance"), f"C{index}", name)
         if relaxations := [row for row in curves if row["estimator"] == name]:
             u, c = _by_seed(relaxations, "u", "c")
-            _band(right, u, c - c.mean(1, keepdims=True), f"C{index}", name)
+            lowest, span = c.min(1, keepdims=True), np.ptp(c, axis=1, keepdims=True)
+            _band(right, u, (c - lowest) / span, f"C{index}", name)
     left.axhline(min(target, 1 - target) ** 2, color="gray", ls=":", label="optimum")
     left.set(xlabel="step", ylabel="E[(b - t)²]", title=f"Loss, t = {target}")
     centre.set(xlabel="step", ylabel="log Var(g)", title="Variance of the gradient estimate")
-    right.set(xlabel="u", ylabel="c(z(u)), centred", title="Relaxation after training")
+    right.axvline(0.5, color="gray", ls=":", lw=1)  # b = 1 to the right of it
+    right.set(xlabel="u", ylabel="c(z(u)), scaled to [0, 1]", title="Relaxation at theta = 0")
     for axis in (left, centre, right):
         axis.legend(fontsize=8)
     _save(figure, path)

@@ -4,7 +4,8 @@
 
 trains one model for each estimator and seed, and draws Figure 1 of the paper: the loss, the
 log-variance of the gradient at the current theta, and the learned relaxation beside REBAR's fixed
-one, each with its median and the middle half of the seeds. `DIR/metrics.csv` has all rows,
+one, each with its median and the middle half of the seeds. The relaxations are those that the
+estimators learn in as many steps while theta is held at 0. `DIR/metrics.csv` has all rows,
 `DIR/curves.csv` the relaxations, `DIR/results.json` the summary. The same command goes on with the
 seeds that are missing; more seeds may be asked for later.
 
@@ -63,15 +64,12 @@ def expected_loss(model: keras.Model, target: float) -> float:
     return probability * (1 - target) ** 2 + (1 - probability) * target**2
 
 
-def control_variate_curve(model: keras.Model, target: float, u: np.ndarray) -> np.ndarray | None:
-    """`c(z)` of the trained model at `z = theta + logit(u)`, shape of `u`; None if it has none."""
-    estimator = model.get_layer("b").estimator
-    if not estimator.trainable_variables:
-        return None
+def control_variate_curve(model: keras.Model, target: float, u: np.ndarray) -> np.ndarray:
+    """`c(z)` at `z = theta + logit(u)`, shape of `u`."""
     z = tf.constant(theta(model) + np.log(u) - np.log1p(-u), tf.float32)[:, tf.newaxis]
     dist = relax_tf.distributions.Bernoulli(tf.fill(z.shape, theta(model)))
     cost = lambda b: tf.squeeze((b - target) ** 2, -1)  # noqa: E731
-    terms = estimator.terms(dist, cost, tf.ones_like(z))
+    terms = model.get_layer("b").estimator.terms(dist, cost, tf.ones_like(z))
     return sum(term.function(z) for term in terms).numpy().astype(float)
 
 
@@ -93,6 +91,16 @@ class Trainer:
             self._train()
             rows.append(self._row(step))
         return rows
+
+    def relaxation(self, seed: int) -> np.ndarray | None:
+        """`c(z(u))` at the noise `U`, learned at theta = 0; None without a control variate."""
+        if not self.model.get_layer("b").estimator.trainable_variables:
+            return None
+        self._start(seed)
+        self.model.optimizer.learning_rate = 0.0  # the model's; phi goes on learning
+        for _ in range(0, self._config.steps, self._config.log_every):
+            self._train()
+        return control_variate_curve(self.model, self._config.target, U)
 
     def _start(self, seed: int) -> None:
         """Puts the compiled model into the state of a fresh one of this seed."""
@@ -158,7 +166,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             labels = {"estimator": estimator, "seed": seed}
             new_rows = trainer.run(seed)
             curves = [curve for curve in curves if labels.items() - curve.items()]
-            if (curve := control_variate_curve(trainer.model, config.target, U)) is not None:
+            if (curve := trainer.relaxation(seed)) is not None:
                 curves += [labels | {"u": u, "c": c} for u, c in zip(U, curve, strict=True)]
             _write(curves_file, curves)  # first: a seed whose rows are there is complete
             rows = [row for row in rows if labels.items() - row.items()]  # of fewer steps
@@ -167,7 +175,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             if config.verbose:
                 print(f"{estimator}, seed {seed}: loss {rows[-1]['loss']:.5f}", flush=True)
     rows, curves = _read(folder.metrics), _read(curves_file)  # as rounded there
-    results = summary(rows, config.target)
+    results = summary(rows, curves, config.target)
     text = json.dumps(results, indent=2) + "\n"
     replace_file(folder.path / "results.json", lambda path: path.write_text(text))
     figures.toy(folder.figures / "toy.png", rows, curves, config.target)
@@ -181,8 +189,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     return results
 
 
-def summary(rows: list[dict[str, Any]], target: float) -> dict[str, Any]:
-    """Median and quartiles over the seeds at the last step of each estimator."""
+def summary(
+    rows: list[dict[str, Any]], curves: list[dict[str, Any]], target: float
+) -> dict[str, Any]:
+    """Median and quartiles over the seeds at the last step of each estimator.
+
+    `falling_share` is the share of the noise (between neighbouring points of `U`) at which the
+    derivative of the relaxation points to the cheaper value of b, median over the seeds.
+    """
     last = max(row["step"] for row in rows)
     results = {"step": last, "optimum": min(target, 1 - target) ** 2, "estimators": {}}
     for estimator in dict.fromkeys(row["estimator"] for row in rows):
@@ -195,6 +209,11 @@ def summary(rows: list[dict[str, Any]], target: float) -> dict[str, Any]:
             "loss_upper": float(upper),
             "log_variance_median": float(np.median([row["log_variance"] for row in final])),
         }
+        c = [row["c"] for row in curves if row["estimator"] == estimator]
+        if c:
+            rising = np.mean(np.diff(np.reshape(c, [len(final), -1])) > 0, axis=1)
+            share = np.median(rising if target < 0.5 else 1 - rising)
+            results["estimators"][estimator]["falling_share"] = float(share)
     return results
 
 

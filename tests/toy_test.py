@@ -60,13 +60,19 @@ def test_summary_has_the_quartiles_of_the_last_step():
         for seed, loss in enumerate([1.0, 2.0, 3.0, 4.0, 9.0])
         for step in (0, 10)
     ]
-    values = toy.summary(rows, 0.45)["estimators"]["relax"]
+    curves = [
+        {"estimator": "relax", "seed": seed, "u": u, "c": sign * u}
+        for seed, sign in enumerate([1, 1, 1, -1, -1])
+        for u in (0.25, 0.5, 0.75)
+    ]
+    values = toy.summary(rows, curves, 0.45)["estimators"]["relax"]
     assert values == {
         "seeds": 5,
         "loss_lower": 2.0,
         "loss_median": 3.0,
         "loss_upper": 4.0,
         "log_variance_median": -3.0,
+        "falling_share": 1.0,
     }
 
 
