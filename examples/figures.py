@@ -80,15 +80,19 @@ def image_rows(
 
 
 def toy(
-    path: pathlib.Path, rows: list[dict[str, Any]], curves: list[dict[str, Any]], target: float
+    path: pathlib.Path,
+    rows: list[dict[str, Any]],
+    curves: list[dict[str, Any]],
+    concrete: dict[str, np.ndarray],
+    target: float,
 ) -> None:
     """Figure 1 of the paper: losses, log-variances, and control variates against the noise u.
 
     Args:
         path: of the figure.
         rows: `estimator`, `seed`, `step`, `loss`, `log_variance`.
-        curves: `estimator`, `seed`, `u`, `c`; each seed's curve is scaled to [0, 1], as they
-            differ in size by orders of magnitude.
+        curves: `estimator`, `seed`, `u`, `c`, learned at theta = 0.
+        concrete: `u` and `c` of the Concrete relaxation of the cost.
         target: t.
     """
     figure, (left, centre, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
@@ -98,13 +102,14 @@ def toy(
         _band(centre, *_by_seed(mine, "step", "log_variance"), f"C{index}", name)
         if relaxations := [row for row in curves if row["estimator"] == name]:
             u, c = _by_seed(relaxations, "u", "c")
-            lowest, span = c.min(1, keepdims=True), np.ptp(c, axis=1, keepdims=True)
-            _band(right, u, (c - lowest) / span, f"C{index}", name)
+            _band(right, u, c, f"C{index}", f"{name}, learned")
     left.axhline(min(target, 1 - target) ** 2, color="gray", ls=":", label="optimum")
     left.set(xlabel="step", ylabel="E[(b - t)²]", title=f"Loss, t = {target}")
     centre.set(xlabel="step", ylabel="log Var(g)", title="Variance of the gradient estimate")
-    right.axvline(0.5, color="gray", ls=":", lw=1)  # b = 1 to the right of it
-    right.set(xlabel="u", ylabel="c(z(u)), scaled to [0, 1]", title="Relaxation at theta = 0")
+    right.plot(concrete["u"], concrete["c"], "k--", lw=1, label="Concrete relaxation of f")
+    constant = 0.5 * (1 - target) ** 2 + 0.5 * target**2
+    right.axhline(constant, color="gray", ls=":", label="constant with zero variance")
+    right.set(xlabel="u", ylabel="c(z(u))", title="Relaxation at theta = 0")
     for axis in (left, centre, right):
         axis.legend(fontsize=8)
     _save(figure, path)

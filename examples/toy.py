@@ -5,9 +5,14 @@
 trains one model for each estimator and seed, and draws Figure 1 of the paper: the loss, the
 log-variance of the gradient at the current theta, and the learned relaxation beside REBAR's fixed
 one, each with its median and the middle half of the seeds. The relaxations are those that the
-estimators learn in as many steps while theta is held at 0. `DIR/metrics.csv` has all rows,
-`DIR/curves.csv` the relaxations, `DIR/results.json` the summary. The same command goes on with the
-seeds that are missing; more seeds may be asked for later.
+estimators learn in as many steps while theta is held at 0.
+
+With one binary variable the constant `c = (1 - p) f(1) + p f(0)`, `p = sigmoid(theta)`, makes
+every estimate equal to the gradient: RELAX's network can learn it, and REBAR's relaxation, a
+bowl around u = t times a scale, cannot.
+
+`DIR/metrics.csv` has all rows, `DIR/curves.csv` the relaxations, `DIR/results.json` the summary.
+The same command goes on with the seeds that are missing; more seeds may be asked for later.
 
 A problem so small needs no data pipeline: instead of `fit`, many training steps of the model are
 compiled into one loop, and every seed runs through the same compiled loop.
@@ -71,6 +76,12 @@ def control_variate_curve(model: keras.Model, target: float, u: np.ndarray) -> n
     cost = lambda b: tf.squeeze((b - target) ** 2, -1)  # noqa: E731
     terms = model.get_layer("b").estimator.terms(dist, cost, tf.ones_like(z))
     return sum(term.function(z) for term in terms).numpy().astype(float)
+
+
+def concrete_relaxation(target: float, u: np.ndarray) -> np.ndarray:
+    """`f(sigmoid(z / 0.5))` at theta = 0: where REBAR's control variate starts, scale 1."""
+    z = np.log(u) - np.log1p(-u)
+    return (1 / (1 + np.exp(-z / 0.5)) - target) ** 2
 
 
 class Trainer:
@@ -178,7 +189,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     results = summary(rows, curves, config.target)
     text = json.dumps(results, indent=2) + "\n"
     replace_file(folder.path / "results.json", lambda path: path.write_text(text))
-    figures.toy(folder.figures / "toy.png", rows, curves, config.target)
+    concrete = {"u": U, "c": concrete_relaxation(config.target, U)}
+    figures.toy(folder.figures / "toy.png", rows, curves, concrete, config.target)
     for estimator, values in results["estimators"].items():
         print(
             f"{estimator}: loss at the end, median of {values['seeds']} seeds "
@@ -194,8 +206,8 @@ def summary(
 ) -> dict[str, Any]:
     """Median and quartiles over the seeds at the last step of each estimator.
 
-    `falling_share` is the share of the noise (between neighbouring points of `U`) at which the
-    derivative of the relaxation points to the cheaper value of b, median over the seeds.
+    `relaxation_mean` and `relaxation_span` (highest less lowest value) describe the relaxations
+    over the noise `U`, medians over the seeds.
     """
     last = max(row["step"] for row in rows)
     results = {"step": last, "optimum": min(target, 1 - target) ** 2, "estimators": {}}
@@ -209,11 +221,11 @@ def summary(
             "loss_upper": float(upper),
             "log_variance_median": float(np.median([row["log_variance"] for row in final])),
         }
-        c = [row["c"] for row in curves if row["estimator"] == estimator]
-        if c:
-            rising = np.mean(np.diff(np.reshape(c, [len(final), -1])) > 0, axis=1)
-            share = np.median(rising if target < 0.5 else 1 - rising)
-            results["estimators"][estimator]["falling_share"] = float(share)
+        if c := [row["c"] for row in curves if row["estimator"] == estimator]:
+            relaxations = np.reshape(c, [len(final), -1])
+            values = results["estimators"][estimator]
+            values["relaxation_mean"] = float(np.median(relaxations.mean(1)))
+            values["relaxation_span"] = float(np.median(np.ptp(relaxations, axis=1)))
     return results
 
 

@@ -72,7 +72,8 @@ def test_summary_has_the_quartiles_of_the_last_step():
         "loss_median": 3.0,
         "loss_upper": 4.0,
         "log_variance_median": -3.0,
-        "falling_share": 1.0,
+        "relaxation_mean": 0.5,
+        "relaxation_span": 0.5,
     }
 
 
