@@ -1,6 +1,7 @@
 """What every experiment shares: its workdir, checkpoints, `metrics.csv`, and how it resumes.
 
     workdir/config.json              the run's configuration
+    workdir/provenance.json          the commands and commits that it was run with
     workdir/metrics.csv              one row each `log_every` steps
     workdir/checkpoints/NAME.keras   model, optimizers and noise state at the last row
     workdir/checkpoints/best.keras   (vae) the same at the best row
@@ -22,6 +23,8 @@ import math
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from typing import Any
@@ -37,6 +40,7 @@ _MAY_CHANGE = {
     "jit_compile",
     "steps_per_execution",
     "iwae_samples",
+    "seeds",
 }
 
 
@@ -62,6 +66,7 @@ class Workdir:
                     error.errno, f"--workdir cannot be written: {error.strerror}", str(folder)
                 ) from error
         self._agree(json.loads(config.to_json_best_effort()))
+        self._note_provenance()
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -93,6 +98,27 @@ class Workdir:
                     f"{sorted(changed)}. Choose another --workdir or remove this one."
                 )
         replace_file(file, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+
+    def _note_provenance(self) -> None:
+        """Appends this command and commit to those that an earlier start left."""
+        file = self.path / "provenance.json"
+        entries = json.loads(file.read_text()) if file.exists() else []
+        entry = {"command": " ".join(sys.argv), "commit": commit()}
+        if entry not in entries:
+            text = json.dumps([*entries, entry], indent=2) + "\n"
+            replace_file(file, lambda path: path.write_text(text))
+
+
+def commit() -> str:
+    """The commit that is running, `-dirty` with changes to it; `"unknown"` outside of git."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unknown"
 
 
 def replace_file(path: pathlib.Path, write) -> None:
