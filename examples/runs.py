@@ -23,7 +23,10 @@ import keras
 import ml_collections
 
 # May change when a run is resumed: how long, and how it is executed.
-_MAY_CHANGE = {"steps", "verbose", "data_dir", "jit_compile", "steps_per_execution"}
+_MAY_CHANGE = {
+    *("steps", "episodes", "verbose", "render", "data_dir"),
+    *("jit_compile", "steps_per_execution", "threads"),
+}
 
 
 class Workdir:
