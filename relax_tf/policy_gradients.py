@@ -125,8 +125,9 @@ def policy_gradient(
         state: `[time, ...]`, what the control variate or the baseline sees beside the action, or
             None. Whatever enters it must not depend on the action of its step.
         returns: `[time]`, the return-to-go of each step.
-        z: `[time, *event]`, the variable that the action was read from, `a = H(z)`. Discrete
-            actions whose `z` was not kept get one from `p(z|a)`, which is as good.
+        z: `[time, *event]`, the variable that the action was read from, `a = H(z)`, drawn from
+            this theta: if theta is `log pi`, `log pi + Gumbel`, if it is other logits, those.
+            Discrete actions whose `z` was not kept get one from `p(z|a)`, which is as good.
         objective: what the control variate minimises, as a function of the gradient: its
             `second_moment` over the steps by default, or an `episode_second_moment`.
         seed: None, an integer, a `keras.random.SeedGenerator` or a stateless seed, of a `z` that
@@ -259,7 +260,7 @@ def _check_estimator(estimator: Estimator, dist: Distribution) -> None:
 def _real(value: Any, name: str, dtype: tf.DType | None = None) -> tf.Tensor:
     """`value` as a float tensor, of `dtype` if one is given."""
     try:
-        tensor = tf.convert_to_tensor(value)
+        tensor = tf.convert_to_tensor(value, dtype_hint=dtype)
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{name}` must be made of real numbers. Received: {value!r}") from error
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
@@ -283,7 +284,10 @@ def _as_sample(action: Any, dist: Distribution) -> tf.Tensor:
     """Actions in the shape of a sample; integers `[time]` name the classes of a categorical."""
     action = _real(action, "action", dist.dtype)
     if isinstance(dist, OneHotCategorical) and dist.shape.rank == 2 and action.shape.rank == 1:
-        return tf.one_hot(tf.cast(action, tf.int32), dist.shape[-1], dtype=dist.dtype)
+        known, classes = tf.get_static_value(action), dist.shape[-1]
+        if known is not None and not ((known >= 0) & (known < classes)).all():
+            raise ValueError(f"`action` must be numbers from 0 to {classes - 1}. Received: {known}")
+        return tf.one_hot(tf.cast(action, tf.int32), classes, dtype=dist.dtype)
     if not action.shape.is_compatible_with(dist.shape):
         raise ValueError(
             f"`action` must have the shape of a sample, {tuple(dist.shape)}, or for one "
