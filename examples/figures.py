@@ -76,14 +76,15 @@ def rewards(
     run that has ended goes on at its last value.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for name, lines in runs.items():
+    for name, lines in sorted(runs.items()):
         smooth = [_running_mean([row["reward"] for row in rows], 50) for rows in lines]
         _median_and_quartiles(left, range(1, 1 + max(map(len, smooth))), smooth, name)
-        measured = [[row for row in rows if np.isfinite(row["log_variance"])] for rows in lines]
+        column = f"log_variance_{name}"
+        measured = [[row for row in rows if np.isfinite(row[column])] for rows in lines]
         if not all(measured):
             continue
         steps = [row["step"] for row in max(measured, key=len)]
-        values = [_running_mean([row["log_variance"] for row in rows], 5) for rows in measured]
+        values = [_running_mean([row[column] for row in rows], 5) for rows in measured]
         _median_and_quartiles(right, steps, values, name)
     for threshold in thresholds:
         left.axhline(threshold, color="gray", ls=":")

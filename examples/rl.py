@@ -6,9 +6,8 @@ walks one episode, makes one update of it, and so on until the task is solved or
 used up. `DIR/metrics.csv` has a row for each episode. The same command resumes, exactly.
 """
 
-import csv
 import json
-import pathlib
+import sys
 
 import keras
 import ml_collections
@@ -32,50 +31,18 @@ from examples.rl_episodes import (
     walk,
     walk_many,
 )
-from examples.runs import Checkpoint, Workdir, read_metrics, replace_file
+from examples.rl_log import WINDOW, Log, commit, solved_at, summary
+from examples.runs import Checkpoint, Workdir, replace_file
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 
-WORK = ("environment", "acting", "update", "variance")
-COLUMNS = ("step", "reward", "log_variance", "log_variance_reinforce", *WORK)
-WINDOW = 100  # episodes whose mean reward decides
-
-
-class Log:
-    """`metrics.csv`: a row for each episode, in the file at every `flush`.
-
-    `reward` is the episode's, undiscounted; `log_variance` the logarithm of the variance of the
-    policy gradient summed over the policy's parameters, before the update, where it is measured;
-    `log_variance_reinforce` that of plain REINFORCE on the same rollouts. The other columns are
-    seconds of work so far.
-    """
-
-    def __init__(self, path: pathlib.Path, start_step: int):
-        self.path = path
-        self.rows = [row for row in read_metrics(path) if row["step"] <= start_step]
-
-    def flush(self) -> None:
-        replace_file(self.path, self._write)
-
-    def _write(self, path: pathlib.Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
-
-
-def solved_at(rewards: list[float], threshold: float) -> int | None:
-    """The first episode at which the mean of the last hundred is above the threshold."""
-    if len(rewards) < WINDOW:
-        return None
-    means = np.convolve(rewards, np.full(WINDOW, 1 / WINDOW), mode="valid")
-    above = np.flatnonzero(means > threshold)
-    return int(above[0]) + WINDOW if above.size else None
-
 
 def log_variances(agent: Agent, episodes: list) -> np.ndarray:
-    """Of the agent's estimator and of REINFORCE, over episodes walked by the present policy."""
+    """Of each of the agent's estimators, over episodes walked by the present policy.
+
+    The logarithm of the variance of an episode's policy gradient, summed over the parameters.
+    """
     gradients = np.stack([agent.gradients(*episode).numpy() for episode in episodes])
     variances = gradients.astype(np.float64).var(0, ddof=1).sum(-1)
     with np.errstate(divide="ignore"):
@@ -91,9 +58,8 @@ def train(config: ml_collections.ConfigDict, folder: Workdir) -> Log:
     checkpoint = Checkpoint(folder.checkpoints / "agent.keras")
     checkpoint.set_model(agent)
     start_step = checkpoint.restore(agent)
-    log = Log(folder.metrics, start_step)
-    watch = Stopwatch({work: log.rows[-1][work] if log.rows else 0.0 for work in WORK})
-    rewards = [row["reward"] for row in log.rows]
+    log = Log(folder.metrics, tuple(agent.estimators), start_step)
+    watch = Stopwatch(log.seconds())
     envs = make_vector(config.environment, config.variance_rollouts)
     progress = keras.utils.Progbar(
         config.episodes, stateful_metrics=["mean_reward"], verbose=config.verbose
@@ -111,25 +77,22 @@ def train(config: ml_collections.ConfigDict, folder: Workdir) -> Log:
         ]
 
     for step in range(start_step + 1, config.episodes + 1):
-        if config.stop and solved_at(rewards, config.thresholds[-1]):
+        if config.stop and solved_at(log.rewards, config.thresholds[-1]):
             break
-        variances = np.nan, np.nan
+        variances = [np.nan] * len(agent.estimators)
         if config.variance_every and (step - 1) % config.variance_every == 0:
             with watch.on("variance"):
                 variances = log_variances(agent, rollouts(step))
         episode = walk(env, actor(), generator(config.seed, TRAINING, step), watch)
         with watch.on("update"):
             agent.update(*episode)
-        rewards.append(float(episode.reward.sum(dtype=np.float64)))
-        values = (round(rewards[-1], 2), *np.round(variances, 3))
-        times = (round(watch[work], 2) for work in WORK)
-        log.rows.append(dict(zip(COLUMNS, (step, *values, *times), strict=True)))
+        log.append(episode.reward.sum(dtype=np.float64), variances, watch)
         if step % config.log_every == 0 or step == config.episodes:
             log.flush()
             checkpoint.on_epoch_end(step)
-        progress.update(step, [("mean_reward", np.mean(rewards[-WINDOW:]))])
+        progress.update(step, [("mean_reward", np.mean(log.rewards[-WINDOW:]))])
     log.flush()
-    checkpoint.on_epoch_end(len(rewards))
+    checkpoint.on_epoch_end(len(log.rewards))
     if config.render:
         render(config, actor(), folder)
     return log
@@ -143,29 +106,15 @@ def render(config: ml_collections.ConfigDict, actor: Actor, folder: Workdir) -> 
     figures.animation(folder.figures / "agent.gif", frames[::4][:100])
 
 
-def summary(config: ml_collections.ConfigDict, log: Log) -> dict:
-    """What a run came to: episodes until solved, mean log-variances, and the split of the time."""
-    rewards = [row["reward"] for row in log.rows]
-    result = {
-        "method": config.method,
-        "episodes": len(rewards),
-        "solved": {str(t): solved_at(rewards, t) for t in config.thresholds},
-        "mean_reward": round(float(np.mean(rewards[-WINDOW:])), 2),
-    }
-    for name in ("log_variance", "log_variance_reinforce"):
-        values = [row[name] for row in log.rows if np.isfinite(row[name])]
-        result[f"mean_{name}"] = round(float(np.mean(values)), 3) if values else None
-    total = sum(log.rows[-1][work] for work in WORK)
-    result["seconds"] = round(total, 1)
-    result["share"] = {work: round(log.rows[-1][work] / total, 3) for work in WORK}
-    return result
-
-
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict:
     """Trains, or goes on training, draws the curves, and returns the summary."""
     folder = Workdir(workdir, config)
     log = train(config, folder)
-    result = summary(config, log)
+    result = {
+        "command": "python -m examples.rl " + " ".join(sys.argv[1:]),
+        "commit": commit(),
+        **summary(log, config.method, config.seed, config.thresholds),
+    }
     replace_file(
         folder.path / "summary.json", lambda path: path.write_text(json.dumps(result, indent=2))
     )

@@ -1,10 +1,14 @@
-"""The agents of the reinforcement-learning example: networks, estimator, and one compiled update.
+"""The agents of the reinforcement-learning example: networks, estimators, one compiled update.
 
-| method  | actions    | estimator                                                          |
-|---------|------------|--------------------------------------------------------------------|
-| `a2c`   | any        | score function, `R_t - V(s_t)`; V learns by squared error          |
-| `relax` | discrete   | `c(z_t, s_t)`, a network that learns from the gradient's variance  |
-| `lax`   | continuous | `c(a_t, s_t) = V(s_t) + c_hat(a_t, s_t)`, likewise                 |
+| method      | actions    | estimator                                                          |
+|-------------|------------|--------------------------------------------------------------------|
+| `reinforce` | any        | score function times the return                                    |
+| `a2c`       | any        | score function times `R_t - V(s_t)`; V learns by squared error     |
+| `relax`     | discrete   | `c(z_t, s_t)`, a network that learns from the gradient's variance  |
+| `lax`       | continuous | `c(a_t, s_t) = V(s_t) + c_hat(a_t, s_t)`, likewise                 |
+
+An agent has them all. Its policy follows one, the others look on: they learn from the same episodes,
+so that variances can be compared at the same policy on the same rollouts.
 """
 
 from typing import Any
@@ -17,7 +21,6 @@ import tensorflow as tf
 import relax_tf
 from relax_tf.policy_gradients import episode_second_moment, policy_gradient, returns_to_go
 
-METHODS = {"discrete": ("a2c", "relax"), "continuous": ("a2c", "lax")}
 SIGNALS = ("step", "episode")
 
 
@@ -54,7 +57,7 @@ class ValueAndAction(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("relax_tf_examples")
 class Agent(keras.Model):
-    """A policy and an estimator of its gradient.
+    """A policy and estimators of its gradient.
 
     Args:
         config: see `configs/rl.py`.
@@ -67,12 +70,6 @@ class Agent(keras.Model):
         self, config: ml_collections.ConfigDict, states: int, actions: int, discrete: bool
     ):
         super().__init__(name="agent")
-        methods = METHODS["discrete" if discrete else "continuous"]
-        if config.method not in methods:
-            raise ValueError(
-                f"`config.method` must be one of {methods} in {config.environment}. "
-                f"Received: {config.method!r}"
-            )
         if config.signal not in SIGNALS:
             raise ValueError(
                 f"`config.signal` must be one of {SIGNALS}. Received: {config.signal!r}"
@@ -88,8 +85,14 @@ class Agent(keras.Model):
         )
         if not discrete:
             self.log_scale = self.add_weight(name="log_scale", shape=[actions], initializer="zeros")
-        self.estimator = self._estimator(actions)
-        self.estimator.build((None, actions), (None, states))
+        self.estimators = self._estimators(actions)
+        for estimator in self.estimators.values():
+            estimator.build((None, actions), (None, states))
+        if config.method not in self.estimators:
+            raise ValueError(
+                f"`config.method` must be one of {tuple(self.estimators)} in "
+                f"{config.environment}. Received: {config.method!r}"
+            )
         self.built = True
         self.compile(
             relax_tf.RelaxOptimizer(
@@ -117,16 +120,19 @@ class Agent(keras.Model):
     def from_config(cls, config):
         return cls(**{**config, "config": ml_collections.ConfigDict(config["config"])})
 
-    def _estimator(self, actions: int) -> relax_tf.estimators.Estimator:
+    def _estimators(self, actions: int) -> dict[str, relax_tf.estimators.Estimator]:
         units = tuple(self.config.control_variate_units)
         activation = self.config.control_variate_activation
-        if self.config.method == "a2c":
-            value = scalar_network(units, activation)
-            return relax_tf.estimators.Nvil(baseline=value, decay=None)
-        if self.config.method == "relax":
+        value = scalar_network(units, activation)
+        found = {
+            "reinforce": relax_tf.estimators.Reinforce(),
+            "a2c": relax_tf.estimators.Nvil(baseline=value, decay=None),
+        }
+        if self.discrete:
             network = scalar_network(units, activation)
-            return relax_tf.estimators.Relax(control_variate=network)
-        return relax_tf.estimators.Lax(control_variate=ValueAndAction(actions, units, activation))
+            return {**found, "relax": relax_tf.estimators.Relax(control_variate=network)}
+        network = ValueAndAction(actions, units, activation)
+        return {**found, "lax": relax_tf.estimators.Lax(control_variate=network)}
 
     @property
     def policy_variables(self) -> list[keras.Variable]:
@@ -146,42 +152,41 @@ class Agent(keras.Model):
         weights = [np.asarray(w) for w in self.network.get_weights()]
         return weights if self.discrete else [*weights, np.exp(np.asarray(self.log_scale))]
 
-    def _estimate(self, dist, state, z, reward, estimator):
+    def _estimates(self, state, z, reward) -> tuple[Any, dict[str, relax_tf.estimators.Estimate]]:
+        """The policy's distributions at an episode's states, and each estimator's estimate."""
+        dist = self.policy(state)
         returns = returns_to_go(reward, self.config.discount)
-        arguments = {}
-        if self.config.signal == "episode" and estimator is self.estimator:
-            arguments["objective"] = episode_second_moment(
-                self.policy, state, self.policy_variables
+        action = dist.harden(z)
+        signals = {}
+        if self.config.signal == "episode":
+            objective = episode_second_moment(self.policy, state, self.policy_variables)
+            signals = {name: {"objective": objective} for name in ("relax", "lax")}
+        return dist, {
+            name: policy_gradient(
+                estimator, dist, action, state, returns, z=z, **signals.get(name, {})
             )
-        return policy_gradient(estimator, dist, dist.harden(z), state, returns, z=z, **arguments)
+            for name, estimator in self.estimators.items()
+        }
 
     def _update(self, state, z, reward):
-        """One step on one episode: the policy's return and entropy, and the estimator's loss."""
+        """One step on one episode: the policy's return and entropy, and the estimators' losses."""
         with tf.GradientTape() as tape:
-            dist = self.policy(state)
-            estimate = self._estimate(dist, state, z, reward, self.estimator)
-            loss = estimate.surrogate + estimate.control_variate_loss
+            dist, estimates = self._estimates(state, z, reward)
+            loss = estimates[self.config.method].surrogate
             loss -= self.config.entropy_bonus * tf.reduce_mean(entropy(dist))
+            loss += tf.add_n([estimate.control_variate_loss for estimate in estimates.values()])
         variables = self.trainable_variables
         self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
 
     def _gradients(self, state, z, reward):
-        """The policy gradient of an episode by this agent's estimator, and by REINFORCE: `[2, n]`.
+        """The policy gradient of an episode by each estimator, `[estimators, parameters]`.
 
-        Without the entropy bonus; as the update has it, the mean over the steps.
+        As the update has it, the mean over the steps, but without the entropy bonus.
         """
         with tf.GradientTape(persistent=True) as tape:
-            dist = self.policy(state)
-            surrogates = [
-                self._estimate(dist, state, z, reward, estimator).surrogate
-                for estimator in (self.estimator, relax_tf.estimators.Reinforce())
-            ]
-        return tf.stack(
-            [
-                tf.concat([tf.reshape(g, [-1]) for g in tape.gradient(s, self.policy_variables)], 0)
-                for s in surrogates
-            ]
-        )
+            _, estimates = self._estimates(state, z, reward)
+        rows = [tape.gradient(e.surrogate, self.policy_variables) for e in estimates.values()]
+        return tf.stack([tf.concat([tf.reshape(g, [-1]) for g in row], 0) for row in rows])
 
 
 def entropy(dist: Any) -> tf.Tensor:

@@ -152,12 +152,15 @@ class MetricsCSV(keras.callbacks.Callback):
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, as numbers; none if there is no file."""
+    """The rows of a `metrics.csv`, as numbers, NaN where empty; none if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
         return [
-            {key: int(value) if key == "step" else float(value) for key, value in row.items()}
+            {
+                key: int(value) if key == "step" else float(value or "nan")
+                for key, value in row.items()
+            }
             for row in csv.DictReader(file)
         ]
 

@@ -260,16 +260,15 @@ def _check_estimator(estimator: Estimator, dist: Distribution) -> None:
 def _real(value: Any, name: str, dtype: tf.DType | None = None) -> tf.Tensor:
     """`value` as a float tensor, of `dtype` if one is given."""
     try:
-        tensor = tf.convert_to_tensor(value, dtype_hint=dtype)
+        received = tf.convert_to_tensor(value).dtype
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{name}` must be made of real numbers. Received: {value!r}") from error
-    if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
-        raise TypeError(
-            f"`{name}` must be made of real numbers. Received dtype: {tensor.dtype.name}"
-        )
+    if not (received.is_floating or received.is_integer):
+        raise TypeError(f"`{name}` must be made of real numbers. Received dtype: {received.name}")
     if dtype is None:
-        dtype = tf.float64 if tensor.dtype == tf.float64 else tf.float32
-    return tf.cast(tensor, dtype)
+        dtype = tf.float64 if received == tf.float64 else tf.float32
+    # The hint keeps Python's numbers exact; tensors of another dtype are cast.
+    return tf.cast(tf.convert_to_tensor(value, dtype_hint=dtype), dtype)
 
 
 def _check_steps(value: tf.Tensor, dist: Distribution, name: str) -> None:

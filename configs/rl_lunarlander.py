@@ -1,0 +1,19 @@
+"""LunarLander (section 6.3): discrete actions, `relax` or `a2c`.
+
+    python -m examples.rl --config=configs/rl_lunarlander.py --workdir=DIR --config.method=relax
+
+A step costs more than CartPole's and an episode has hundreds, so the variance is measured less often
+and on fewer rollouts. Expected: see examples/results/rl.md.
+"""
+
+from configs import rl
+
+
+def get_config():
+    config = rl.get_config()
+    config.environment = "LunarLander-v3"
+    config.thresholds = (200.0,)
+    config.episodes = 10_000
+    config.variance_every = 100
+    config.variance_rollouts = 20
+    return config
