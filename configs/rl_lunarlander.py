@@ -2,8 +2,8 @@
 
     python -m examples.rl --config=configs/rl_lunarlander.py --workdir=DIR --config.method=relax
 
-A step costs more than CartPole's and an episode has hundreds, so the variance is measured less often
-and on fewer rollouts. Expected: see examples/results/rl.md.
+Its steps are dear and an episode has hundreds: the variance is measured less often and on fewer
+rollouts than in CartPole. Expected: see examples/results/rl.md.
 """
 
 from configs import rl

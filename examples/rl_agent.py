@@ -7,8 +7,8 @@
 | `relax`     | discrete   | `c(z_t, s_t)`, a network that learns from the gradient's variance  |
 | `lax`       | continuous | `c(a_t, s_t) = V(s_t) + c_hat(a_t, s_t)`, likewise                 |
 
-An agent has them all. Its policy follows one, the others look on: they learn from the same episodes,
-so that variances can be compared at the same policy on the same rollouts.
+An agent has them all. Its policy follows one, the others look on: they learn from the same
+episodes, so that variances can be compared at the same policy on the same rollouts.
 """
 
 from typing import Any

@@ -4,7 +4,7 @@
 
 draws `rl.png` and writes `table.md` in every `examples/results/rl_*/` from what lies there: each
 run's `METHOD-SEED.csv` (rewards, and log-variances where measured) and `METHOD-SEED.json` (summary,
-configuration, command and commit). To store runs first, whose workdirs are `DIR/rl_TASK/METHOD-SEED`:
+configuration, command and commit). To store runs with workdirs `DIR/rl_TASK/METHOD-SEED` first:
 
     python -m examples.rl_results --collect=DIR
 """
