@@ -145,6 +145,29 @@ def test_vector_of_environments_walks_whole_episodes():
     assert make_vector("InvertedPendulum-v5", 3) is None
 
 
+def test_branches_start_where_they_are_told():
+    from examples.rl_episodes import Actor, generator, make_vector
+    from examples.rl_floor import returns_after, shares
+
+    actor = Actor([np.zeros([4, 2], "f"), np.zeros(2, "f")], "relu", discrete=True)
+    upright, leaving = [0.0, 0.0, 0.0, 0.0], [2.399, 5.0, 0.0, 0.0]
+    states = np.array([upright, upright, leaving])
+    returns = returns_after(
+        make_vector("CartPole-v1", 3),
+        actor,
+        states,
+        np.array([0, 1, 1]),
+        elapsed=np.array([0, 498, 0]),
+        discount=0.5,
+        random=generator(0),
+    )
+    assert 1.9 < returns[0] <= 2.0
+    np.testing.assert_array_equal(returns[1:], [1.5, 1.0])  # the limit of 500, and the edge
+    result = shares(actor, 0.99, 0)
+    assert 15 < result["mean length"] < 30
+    assert 0.02 < result["removable share"] < 0.2
+
+
 def test_results_can_be_regenerated(tmp_path):
     for method in ("relax", "a2c"):
         workdir = tmp_path / "runs" / "rl_cartpole" / f"{method}-0"
