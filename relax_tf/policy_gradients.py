@@ -130,8 +130,8 @@ def policy_gradient(
             Discrete actions whose `z` was not kept get one from `p(z|a)`, which is as good.
         objective: what the control variate minimises, as a function of the gradient: its
             `second_moment` over the steps by default, or an `episode_second_moment`.
-        seed: None, an integer, a `keras.random.SeedGenerator` or a stateless seed, of a `z` that
-            has to be drawn.
+        seed: None, an integer, a `keras.random.SeedGenerator` or a stateless seed: of a `z` that
+            has to be drawn, and of an estimator's own noise (`coupled=False`).
 
     Returns:
         An `Estimate` with `cost = -returns` and means over the steps: the gradient of its
