@@ -111,7 +111,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict:
     folder = Workdir(workdir, config)
     log = train(config, folder)
     result = {
-        "command": "python -m examples.rl " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python -m examples.rl", *sys.argv[1:]]).replace(workdir, "DIR"),
         "commit": commit(),
         **summary(log, config.method, config.seed, config.thresholds),
     }
