@@ -17,7 +17,7 @@ def get_config():
     config.policy_activation = "tanh"
     config.control_variate_units = (64, 64)
     config.control_variate_activation = "elu"
-    config.learning_rate = 1e-3
+    config.learning_rate = 3e-3
     config.control_variate_learning_rate = 1e-2
     config.thresholds = (950.0,)
     config.variance_every = 50
