@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import matplotlib.animation
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -145,6 +146,61 @@ def _band(axis: plt.Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str)
     lower, median, upper = np.quantile(y, [0.25, 0.5, 0.75], axis=0)
     axis.plot(x, median, colour, label=label)
     axis.fill_between(x, lower, upper, color=colour, alpha=0.2, lw=0)
+
+
+def rewards(
+    path: pathlib.Path, runs: dict[str, list[list[dict[str, float]]]], thresholds: tuple[float, ...]
+) -> None:
+    """Reward and log-variance of the policy gradient against the episode, of each method's runs.
+
+    Rewards are running means of 50 episodes. Lines are medians over the runs, bands quartiles; a
+    run that has ended goes on at its last value.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name, lines in sorted(runs.items()):
+        smooth = [_running_mean([row["reward"] for row in rows], 50) for rows in lines]
+        _median_and_quartiles(left, range(1, 1 + max(map(len, smooth))), smooth, name)
+        column = f"log_variance_{name}"
+        measured = [[row for row in rows if np.isfinite(row[column])] for rows in lines]
+        if not all(measured):
+            continue
+        steps = [row["step"] for row in max(measured, key=len)]
+        values = [_running_mean([row[column] for row in rows], 5) for rows in measured]
+        _median_and_quartiles(right, steps, values, name)
+    for threshold in thresholds:
+        left.axhline(threshold, color="gray", ls=":")
+    left.set(xlabel="episode", ylabel="reward (mean of 50 episodes)")
+    right.set(xlabel="episode", ylabel="log-variance of the policy gradient")
+    for axis in (left, right):
+        axis.legend()
+    _save(figure, path)
+
+
+def _running_mean(values: list[float], window: int) -> np.ndarray:
+    sums = np.cumsum([0.0, *values])
+    first = np.maximum(np.arange(1, len(sums)) - window, 0)
+    return (sums[1:] - sums[first]) / (np.arange(1, len(sums)) - first)
+
+
+def _median_and_quartiles(axis: plt.Axes, x, lines: list[np.ndarray], label: str) -> None:
+    longest = max(map(len, lines))
+    table = np.array([np.pad(line, (0, longest - len(line)), mode="edge") for line in lines])
+    low, middle, high = np.quantile(table, [0.25, 0.5, 0.75], axis=0)
+    axis.plot(x, middle, label=label)
+    axis.fill_between(x, low, high, alpha=0.3)
+
+
+def animation(path: pathlib.Path, frames: list[np.ndarray], per_second: int = 12) -> None:
+    """A small GIF of frames `[height, width, 3]`."""
+    figure = plt.figure(figsize=(3, 3 * frames[0].shape[0] / frames[0].shape[1]))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    image = axis.imshow(frames[0])
+    movie = matplotlib.animation.FuncAnimation(
+        figure, lambda frame: [image.set_data(frame)], frames=frames, cache_frame_data=False
+    )
+    movie.save(path, writer=matplotlib.animation.PillowWriter(fps=per_second))
+    plt.close(figure)
 
 
 def _save(figure: plt.Figure, path: pathlib.Path) -> None:

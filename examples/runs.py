@@ -34,13 +34,8 @@ import ml_collections
 
 # May change when a run is resumed: how long, and how it is executed.
 _MAY_CHANGE = {
-    "steps",
-    "verbose",
-    "data_dir",
-    "jit_compile",
-    "steps_per_execution",
-    "iwae_samples",
-    "seeds",
+    *("steps", "episodes", "seeds", "iwae_samples", "verbose", "render", "data_dir"),
+    *("jit_compile", "steps_per_execution", "threads"),
 }
 
 
@@ -271,13 +266,16 @@ class MetricsCSV(keras.callbacks.Callback):
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, as numbers; none if there is no file."""
+    """The rows of a `metrics.csv`, as numbers, NaN where empty; none if there is no file."""
     if not path.exists():
         return []
     try:
         with path.open(newline="") as file:
             return [
-                {key: int(value) if key == "step" else float(value) for key, value in row.items()}
+                {
+                    key: int(value) if key == "step" else float(value or "nan")
+                    for key, value in row.items()
+                }
                 for row in csv.DictReader(file, strict=True)
             ]
     except (ValueError, TypeError, csv.Error) as error:

@@ -4,6 +4,7 @@ The mathematics is in pure functions beside each class. Data flows one way: a dr
 its sample, the gradient, and what `phi` minimises.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -206,8 +207,13 @@ class Estimator(keras.layers.Layer):
         cost: Cost,
         context: tf.Tensor | None,
         seed: tf.Tensor,
+        objective: Callable[[Any], tf.Tensor] = second_moment,
     ) -> Estimate:
-        """`estimate` for a sample whose cost `f_b` is known already."""
+        """`estimate` for a sample whose cost `f_b` is known already.
+
+        `objective` turns the gradient per example into the scalar that phi minimises, unless the
+        estimator has a loss of its own.
+        """
         if not self.built:
             context_shape = None if context is None else tuple(context.shape)
             self.build(tuple(dist.shape), context_shape)
@@ -218,16 +224,23 @@ class Estimator(keras.layers.Layer):
             cost,
             None if context is None else tf.stop_gradient(context),
             fold_in(seed, 1),
+            objective=objective,
         )
         return package(dist, sample, self.combine(f_b), gradient, loss)
 
-    def _learn(self, *args) -> tuple[Any, tf.Tensor]:
+    def _learn(self, *args, objective) -> tuple[Any, tf.Tensor]:
         """The gradient, cut off, and the loss of phi, cut off from everything but phi (eq. 16)."""
         phi = [variable.value for variable in self.trainable_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(phi)
             gradient, loss = self.estimate_gradient(*args)
-            loss = second_moment(gradient) if loss is None else loss
+            if loss is None:
+                loss = objective(gradient)
+            elif objective is not second_moment:
+                raise ValueError(
+                    f"estimator {self.name!r} ({type(self).__name__}) trains on a loss of its own "
+                    f"and can have no other objective. Received: objective={objective!r}"
+                )
         gradient = tf.nest.map_structure(tf.stop_gradient, gradient)
         if not phi:
             return gradient, tf.stop_gradient(loss)
