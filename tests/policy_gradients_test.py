@@ -115,7 +115,7 @@ class NormalMDP:
 
 
 def network():
-    return control_variates.mlp([8], activation="tanh", dtype="float64")
+    return control_variates.MLP([8], activation="tanh", dtype="float64")
 
 
 def a2c():
@@ -287,7 +287,7 @@ def test_episode_second_moment_is_the_square_of_the_policy_gradient():
 
 
 def test_steps_may_be_unknown_when_the_update_is_compiled():
-    estimator = estimators.Relax(control_variates.mlp([4]))
+    estimator = estimators.Relax(control_variates.MLP([4]))
     estimator.build((None, 2), (None, 3))
     weights = tf.Variable(tf.ones([3, 2]))
 
