@@ -22,6 +22,7 @@ from relax_tf.estimators.estimate import (
     package,
     second_moment,
 )
+from relax_tf.learning import if_due
 
 _EXAMPLES = {
     "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",
@@ -244,16 +245,20 @@ class Estimator(keras.layers.Layer):
         gradient = tf.nest.map_structure(tf.stop_gradient, gradient)
         if not phi:
             return gradient, tf.stop_gradient(loss)
-        phi_gradients = tape.gradient(loss, phi)
-        for variable, phi_gradient in zip(self.trainable_variables, phi_gradients, strict=True):
-            if phi_gradient is None:
+        values = [tf.convert_to_tensor(value) for value in phi]
+        phi_gradients = if_due(lambda: self._phi_gradients(tape, loss, phi), values)
+        return gradient, attach_gradient(loss, values, phi_gradients)
+
+    def _phi_gradients(self, tape, loss, phi) -> list[tf.Tensor]:
+        gradients = tape.gradient(loss, phi)
+        for variable, gradient in zip(self.trainable_variables, gradients, strict=True):
+            if gradient is None:
                 raise ValueError(
                     f"the control variate's variable {variable.path!r} receives no gradient from "
                     f"the loss of estimator {self.name!r}: it would stay untrained. Use it in the "
                     "control variate, or set `trainable=False`."
                 )
-        values = [tf.convert_to_tensor(value) for value in phi]
-        return gradient, attach_gradient(loss, values, phi_gradients)
+        return gradients
 
 
 def _checked_context(dist: Distribution, context: Any) -> tf.Tensor:
