@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from relax_tf import estimators
+from relax_tf.control_variates import MLP
 from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
 from tests.problems import (
     CategoricalTableCost,
@@ -23,21 +24,29 @@ tfd = tfp.distributions
 
 DRAWS = 200_000
 
+# Small networks, since 200 000 draws run through them at once.
+_SMALL = keras.saving.serialize_keras_object(MLP([16, 16]))
+R = {"control_variate": _SMALL}
+B = {"baseline": _SMALL}
+
 UNBIASED = {
     "reinforce": {"class_name": "reinforce"},
     "reinforce-baseline": {"class_name": "reinforce", "config": {"baseline_decay": 0.9}},
-    "nvil": {"class_name": "nvil"},
+    "nvil": {"class_name": "nvil", "config": B},
     "muprop": {"class_name": "muprop"},
     "rloo": {"class_name": "rloo", "config": {"num_samples": 3}},
     "arm": {"class_name": "arm"},
     "disarm": {"class_name": "disarm"},
     "rebar": {"class_name": "rebar"},
     "rebar-independent": {"class_name": "rebar", "config": {"coupled": False}},
-    "relax": {"class_name": "relax"},
-    "relax-independent": {"class_name": "relax", "config": {"coupled": False}},
-    "relaxed_rebar": {"class_name": "relaxed_rebar"},
-    "relaxed_rebar-independent": {"class_name": "relaxed_rebar", "config": {"coupled": False}},
-    "lax": {"class_name": "lax"},
+    "relax": {"class_name": "relax", "config": R | B},
+    "relax-independent": {"class_name": "relax", "config": R | B | {"coupled": False}},
+    "relaxed_rebar": {"class_name": "relaxed_rebar", "config": R},
+    "relaxed_rebar-independent": {
+        "class_name": "relaxed_rebar",
+        "config": R | {"coupled": False},
+    },
+    "lax": {"class_name": "lax", "config": R | B},
     "reparameterization": {"class_name": "reparameterization"},
 }
 BIASED = {
