@@ -43,11 +43,11 @@ def train_and_evaluate(
         start_step = checkpoint.restore(model)
     check_agreement(strategy, start_step)
 
-    @tf.function
+    @tf.function(autograph=False)
     def train_step(batch):
         strategy.run(model.train_step, args=(batch,))
 
-    @tf.function
+    @tf.function(autograph=False)
     def test_step(batch):
         strategy.run(model.test_step, args=(batch,))
 
