@@ -255,7 +255,7 @@ class RelaxTrainer:
                 model = ...  # built and compiled
                 model.optimizer.build(model.trainable_variables)
 
-            @tf.function
+            @tf.function(autograph=False)
             def step(batch):
                 strategy.run(model.train_step, args=(batch,))
 

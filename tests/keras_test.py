@@ -58,24 +58,6 @@ def test_clipping_acts_on_its_own_side(side):
         np.testing.assert_allclose(norm([after]), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_moving_averages_replace_the_weights_of_their_own_side():
-    """With a momentum of 1 Keras's average stays at what the first step left."""
-    model = small_model()
-    model.compile(sgd({"use_ema": True, "ema_momentum": 1.0}), loss="mse")
-    phi = model.get_layer("b").estimator.trainable_variables
-    first = {}
-
-    class Keep(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if batch == 0:
-                first.update((id(v), v.numpy()) for v in model.trainable_variables)
-
-    model.fit(*data(), batch_size=8, epochs=2, callbacks=[Keep()], verbose=0)
-    for variable in model.trainable_variables:
-        moved = (variable.numpy() != first[id(variable)]).any()
-        assert moved == any(variable is p for p in phi), variable.path
-
-
 def test_accumulated_gradients_are_applied_together():
     model = small_model()
     accumulate = {"gradient_accumulation_steps": 2}
