@@ -154,7 +154,7 @@ def _adapt(model: RelaxTrainer, data: Iterable[tuple[Any, Any]], steps: int) -> 
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     model.optimizer.build(model.trainable_variables)
 
-    @tf.function(jit_compile=model.jit_compile is True)
+    @tf.function(jit_compile=model.jit_compile is True, autograph=False)
     def step(x, y):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in phi])
