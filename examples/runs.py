@@ -9,17 +9,21 @@
     workdir/tensorboard/             when TensorBoard is installed
 
 The same command resumes a run that was stopped or killed. A row is written before its checkpoint
-and each file is replaced in one move, so a kill loses the steps since the last checkpoint and
-nothing else; rows that are newer than the checkpoint are dropped on resuming.
+and each file is replaced in one move once it is on the disk, so a kill or a power cut loses the
+steps since the last checkpoint and nothing else; rows that are newer than the checkpoint are
+dropped on resuming. A damaged file is refused.
 """
 
 import csv
+import errno
 import importlib.util
 import json
 import math
 import os
 import pathlib
+import shutil
 import time
+import zipfile
 from typing import Any
 
 import keras
@@ -45,13 +49,18 @@ class Workdir:
 
     Raises:
         OSError: if the folder cannot be written.
-        ValueError: if it holds a run with another configuration.
+        ValueError: if it holds a run with another configuration, or a damaged `config.json`.
     """
 
     def __init__(self, path: str, config: ml_collections.ConfigDict):
         self.path = pathlib.Path(path)
         for folder in (self.path, self.checkpoints, self.figures):
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OSError(
+                    error.errno, f"--workdir cannot be written: {error.strerror}", str(folder)
+                ) from error
         self._agree(json.loads(config.to_json_best_effort()))
 
     @property
@@ -69,7 +78,10 @@ class Workdir:
     def _agree(self, config: dict[str, Any]) -> None:
         file = self.path / "config.json"
         if file.exists():
-            earlier = json.loads(file.read_text())
+            try:
+                earlier = dict(json.loads(file.read_text()))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{file} is damaged: {error}. Restore or remove it.") from error
             changed = {
                 key
                 for key in (earlier.keys() | config.keys()) - _MAY_CHANGE
@@ -84,10 +96,23 @@ class Workdir:
 
 
 def replace_file(path: pathlib.Path, write) -> None:
-    """Lets `write(temporary_path)` write a file and moves it to `path` in one step."""
+    """Lets `write(temporary_path)` write a file and moves it to `path` in one step.
+
+    The move waits until the contents are on the disk: no power cut leaves an empty file behind.
+
+    Raises:
+        OSError: if the disk is full or the folder closed; `path` is then as it was.
+    """
     temporary = path.with_name(f"tmp-{path.name}")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = f"cannot be written, and is left as it was: {error.strerror or error}"
+        raise OSError(error.errno, reason, str(path)) from error
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -104,17 +129,45 @@ class Checkpoint(keras.callbacks.Callback):
         replace_file(self.path, lambda path: self.model.save(path))
 
     def restore(self, model: keras.Model) -> int:
-        """Loads the last checkpoint into a compiled model and returns the step it stands at."""
+        """Loads the last checkpoint into a compiled model and returns the step it stands at.
+
+        Raises:
+            OSError: if the disk has no room for the checkpoints to come.
+            ValueError: if the checkpoint is damaged or does not fit the model.
+        """
         model.optimizer.build(model.trainable_variables)
+        self._check_room([*model.variables, *model.optimizer.variables])
         if not self.path.exists():
             return 0
         try:
+            _check_archive(self.path)
             model.load_weights(self.path)
         except Exception as error:
             raise ValueError(
                 f"the checkpoint {self.path} is damaged or belongs to another model: {error}"
             ) from error
         return int(model.optimizer.iterations)
+
+    def _check_room(self, variables: list[keras.Variable]) -> None:
+        """The new checkpoint is written before the old one goes."""
+        needed = sum(variable.numpy().nbytes for variable in variables)
+        free = shutil.disk_usage(self.path.parent).free
+        if free < needed:
+            reason = f"no room for a checkpoint of {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB free"
+            raise OSError(errno.ENOSPC, reason, str(self.path))
+
+
+def _check_archive(path: pathlib.Path) -> None:
+    """Compares every member of a `.keras` file with its checksum; loading reads only some."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file {damaged!r}")
+
+
+def stop_on_nan() -> keras.callbacks.Callback:
+    """Ends a run whose loss is NaN, before a row or a checkpoint of that epoch is written."""
+    return keras.callbacks.TerminateOnNaN(raise_error=True)
 
 
 class BestCheckpoint(keras.callbacks.Callback):
@@ -150,6 +203,9 @@ class MetricsCSV(keras.callbacks.Callback):
             first and `seconds` (of training and evaluation, resumed runs added up) last.
         start_step: the step that the run resumes from; newer rows are dropped.
         steps_per_epoch: steps between two rows.
+
+    Raises:
+        ValueError: if the file is damaged or lacks the row of `start_step`.
     """
 
     def __init__(
@@ -159,7 +215,13 @@ class MetricsCSV(keras.callbacks.Callback):
         self.path = path
         self.columns = columns
         self.steps_per_epoch = steps_per_epoch
-        self.rows = [row for row in read_metrics(path) if row["step"] <= start_step]
+        rows = read_metrics(path) if start_step else []  # without a checkpoint it starts anew
+        self.rows = [row for row in rows if row["step"] <= start_step]
+        if start_step and (not self.rows or self.rows[-1]["step"] != start_step):
+            raise ValueError(
+                f"{path} lacks the row of step {start_step}, where the run resumes. Restore the "
+                "file, or start anew in another --workdir."
+            )
         self._seconds = self.rows[-1]["seconds"] if self.rows else 0.0
 
     def write(self, step: int, logs: dict[str, float]) -> None:
@@ -186,11 +248,14 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
     """The rows of a `metrics.csv`, as numbers; none if there is no file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [
-            {key: int(value) if key == "step" else float(value) for key, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with path.open(newline="") as file:
+            return [
+                {key: int(value) if key == "step" else float(value) for key, value in row.items()}
+                for row in csv.DictReader(file, strict=True)
+            ]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged: {error}. Restore or remove it.") from error
 
 
 def tensorboard(workdir: Workdir) -> list[keras.callbacks.Callback]:

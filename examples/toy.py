@@ -19,7 +19,15 @@ from ml_collections import config_flags
 
 import relax_tf
 from examples import figures
-from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file, tensorboard
+from examples.runs import (
+    Checkpoint,
+    MetricsCSV,
+    Workdir,
+    read_metrics,
+    replace_file,
+    stop_on_nan,
+    tensorboard,
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -99,7 +107,7 @@ def train(config: ml_collections.ConfigDict, folder: Workdir, estimator: str) ->
         steps_per_epoch=config.log_every,
         shuffle=False,
         verbose=config.verbose,
-        callbacks=[metrics, *tensorboard(folder), checkpoint],
+        callbacks=[stop_on_nan(), metrics, *tensorboard(folder), checkpoint],
     )
     return model
 
@@ -118,7 +126,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     for estimator in config.estimators:
         run = Workdir(folder.path / estimator, config)
         model = train(config, run, estimator)
-        rows[estimator] = MetricsCSV(run.metrics, {}, config.steps, config.log_every).rows
+        rows[estimator] = [row for row in read_metrics(run.metrics) if row["step"] <= config.steps]
         if model.get_layer("b").estimator.trainable_variables:
             curves[estimator] = control_variate_curve(model, config.target, u)
         last = rows[estimator][-1]

@@ -36,6 +36,7 @@ from examples.runs import (
     Workdir,
     read_metrics,
     replace_file,
+    stop_on_nan,
     tensorboard,
 )
 from examples.vae_models import build_model, prior_means, reconstructions, stochastic_layers
@@ -83,7 +84,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
         validation_data=validation,
         shuffle=False,  # `batches` does
         verbose=config.verbose,
-        callbacks=[metrics, best, *tensorboard(folder), checkpoint],
+        callbacks=[stop_on_nan(), metrics, best, *tensorboard(folder), checkpoint],
     )
     bounds = evaluate(config, workdir, images, model)
     draw_figures(folder, model, images, metrics.rows)

@@ -35,6 +35,7 @@ def tile(tree: Any, copies: int) -> Any:
     def tiled(value):
         if value is None or copies == 1:
             return value
+        value = tf.convert_to_tensor(value)  # an eager `train_on_batch` passes NumPy's arrays on
         return tf.tile(value, [copies] + [1] * (value.shape.rank - 1))
 
     return keras.tree.map_structure(tiled, tree)

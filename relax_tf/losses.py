@@ -54,6 +54,11 @@ def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = Non
         y, y_pred: targets and predictions, in the structure that `compile` was told of.
         sample_weight: None, one tensor, or one for each output.
     """
+    if y is None:
+        raise ValueError(
+            "the compiled loss needs targets. Received: y=None. Pass `y`, or override "
+            "`compute_cost` and compile without a loss."
+        )
     if not compile_loss.built:
         compile_loss(y, y_pred)
     flat_losses, metrics = compile_loss._flat_losses, compile_loss._metrics
@@ -92,7 +97,8 @@ class _PerExample:
         size = tf.cast(tf.size(values), values.dtype)
         mask = getattr(y_pred, "_keras_mask", None)
         if reduction == "sum":
-            return size / copies_in_batch()
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            return size * (replicas / copies_in_batch())  # their average must be the sum
         if reduction == "mean_with_sample_weight" and sample_weight is not None:
             divisor = tf.cast(sample_weight, values.dtype)
         elif reduction != "mean_with_sample_weight" and mask is not None:

@@ -5,6 +5,9 @@ cost into a gradient at its theta, replaying the model where it needs the cost e
 surrogate carries those gradients to the weights; the control variates descend their own loss.
 """
 
+import functools
+import math
+import warnings
 from typing import Any, NamedTuple
 
 import keras
@@ -27,6 +30,8 @@ from relax_tf.layers import StochasticLayer
 from relax_tf.optimizers import wrap_optimizer
 from relax_tf.particles import estimate_particles, shared_particles
 from relax_tf.passes import EvaluationPass, Latent, Pass, Replay, TrainingPass
+from relax_tf.seeds import load_seeds, save_seeds
+from relax_tf.strategies import check_strategy
 
 
 class ModelEstimate(NamedTuple):
@@ -219,7 +224,57 @@ class RelaxTrainer:
 
     # Keras's steps.
 
-    def train_step(self, data):
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        check_strategy(self)
+        return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        check_strategy(self)
+        return super().evaluate(*args, **kwargs)
+
+    def make_train_function(self, force=False):
+        check_strategy(self)  # for `train_on_batch`
+        return super().make_train_function(force)
+
+    def make_test_function(self, force=False):
+        check_strategy(self)
+        return super().make_test_function(force)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One update on one batch: what `fit` repeats, and a loop of your own may.
+
+        Under `tf.distribute` it is the step of one replica. `fit` needs no more than a model that
+        was built and compiled in `strategy.scope()`, except on several machines, where Keras's
+        `fit` fails. There the same program runs on each machine, with this loop:
+
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            with strategy.scope():
+                model = ...  # built and compiled
+                model.optimizer.build(model.trainable_variables)
+
+            @tf.function
+            def step(batch):
+                strategy.run(model.train_step, args=(batch,))
+
+            for epoch in range(epochs):
+                model.reset_metrics()
+                for batch in strategy.experimental_distribute_dataset(dataset):
+                    step(batch)
+                logs = model.get_metrics_result()  # over all replicas
+
+        Replicas draw different noise. Their gradients are averaged, each that of the mean cost of
+        its share of the batch, as Keras does it; so shares of one size give the mean over the
+        batch. `test_step` serves in the same way for evaluation. `examples/distributed.py` is a
+        whole program.
+
+        Args:
+            data: `x`, `(x, y)` or `(x, y, sample_weight)`.
+
+        Returns:
+            The metrics so far by name, of this replica.
+        """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         scale = self.optimizer.scale_loss(1.0 / replicas)
@@ -228,20 +283,23 @@ class RelaxTrainer:
             # The two share no path to any variable, so one backward pass serves both.
             total = scale * (result.surrogate + result.control_variate_loss)
         variables = self.trainable_variables
-        gradients = tape.gradient(total, variables)
+        finite = tf.math.is_finite(result.surrogate + result.control_variate_loss)
+        gradients = [_zero_unless(finite, g) for g in tape.gradient(total, variables)]
         if variables:
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
-        self._track_loss(x, y, y_pred, sample_weight, result.surrogate)
+        loss = tf.where(finite, result.surrogate, float("nan"))
+        self._track_loss(x, y, y_pred, sample_weight, loss)
         by_variable = dict(zip(map(id, variables), gradients, strict=True))
         for name, latent in hard.latents.items():
             phi = map(id, latent.layer.estimator.trainable_variables)
-            norm = tf.linalg.global_norm([by_variable[variable] for variable in phi])
+            norm = _global_norm([by_variable[variable] for variable in phi])
             latent.layer.tracked.update(
                 {
                     "second_moment": result.estimates[name].second_moment,
                     "control_variate_norm": norm / scale,
-                }
+                },
+                examples=_batch_size(x),
             )
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         if any(not latent.layer.estimator.hard for latent in hard.latents.values()):
@@ -259,8 +317,18 @@ class RelaxTrainer:
         added = [*scope.losses, *_penalties(self, of_control_variates=False)]
         self._track_loss(x, y, y_pred, sample_weight, _sum(batch_mean(cost), added))
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        training_only = {metric.name for metric in self._training_metrics()}
-        return {name: value for name, value in logs.items() if name not in training_only}
+        return {k: v for k, v in logs.items() if k not in self._training_only()}
+
+    def predict_step(self, data):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        self._ensure_built(x)
+        return self._run(EvaluationPass(), x, training=False)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        results = super().get_metrics_result()
+        if tf.executing_eagerly():
+            _warn_if_not_finite(self.name, self._stochastic_layers())
+        return results
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -270,14 +338,38 @@ class RelaxTrainer:
         layers = self._stochastic_layers()
         return [metric for layer in layers for metric in layer.tracked.metrics.values()]
 
+    def _training_only(self) -> set[str]:
+        return {metric.name for metric in self._training_metrics()}
+
+    def _get_metrics_result_or_logs(self, logs):
+        """What Keras shows at the end of an epoch: the metrics over all replicas.
+
+        Keras recognises them if a step logs all of them. Ours log some in training only, and one
+        under two names; without this the results of the replicas would be averaged instead.
+        """
+        results = self.get_metrics_result()
+        if "relaxed_loss" in logs:
+            results["relaxed_loss"] = results["loss"]
+        if set(logs) in (set(results), set(results) - self._training_only()):
+            return {name: results[name] for name in logs}
+        return logs
+
     def _stochastic_layers(self) -> list[StochasticLayer]:
         return [layer for layer in self._flatten_layers() if isinstance(layer, StochasticLayer)]
 
     def _track_loss(self, x, y, y_pred, sample_weight, loss) -> None:
-        examples = tf.shape(keras.tree.flatten(x)[0])[0]
-        self._loss_tracker.update_state(loss, sample_weight=examples)
+        self._loss_tracker.update_state(loss, sample_weight=_batch_size(x))
         if self._compile_loss is not None and self._compile_loss.metrics:
             self._compile_loss(y, y_pred, sample_weight)  # updates the metric of each output
+
+    # Saving.
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        save_seeds(self, store)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(load_seeds(self, store))
 
     @property
     def optimizer(self) -> keras.optimizers.Optimizer:
@@ -318,7 +410,13 @@ class RelaxModel(RelaxTrainer, keras.Model):
 
     def __init__(self, *args, **kwargs):
         if not _functional_arguments(args, kwargs):
-            super().__init__(*args, **kwargs)
+            if args:
+                raise TypeError(
+                    "a RelaxModel is built from inputs and outputs, or by subclassing. Of a list "
+                    "of layers make `sequential = keras.Sequential([keras.Input(...), ...])` and "
+                    f"`RelaxModel(sequential.inputs, sequential.outputs)`. Received: {args}"
+                )
+            super().__init__(**kwargs)
             return
         if not isinstance(self, _Functional):
             _make_functional(type(self))
@@ -338,6 +436,10 @@ _Functional = type(keras.Model(_x, _x, name="functional_twin"))
 @keras.saving.register_keras_serializable("relax_tf", "FunctionalRelaxModel")
 class _FunctionalRelaxModel(RelaxModel, _Functional):
     """What `RelaxModel(inputs, outputs)` is."""
+
+    def __reduce__(self):
+        _, saved = super().__reduce__()  # pickle cannot find this class by its name
+        return RelaxModel._unpickle_model, saved
 
 
 _FunctionalRelaxModel.__name__ = _FunctionalRelaxModel.__qualname__ = "RelaxModel"
@@ -386,6 +488,53 @@ def _penalties(model: keras.Model, of_control_variates: bool) -> list[tf.Tensor]
         for variable in model.trainable_weights
         if variable.regularizer is not None and is_control_variate(variable) == of_control_variates
     ]
+
+
+def _global_norm(gradients: list[tf.Tensor]) -> tf.Tensor:
+    """As `tf.linalg.global_norm`; XLA on CPUs is several times faster at a product with ones."""
+    sums = [tf.zeros([])]
+    for gradient in gradients:
+        squares = tf.reshape(tf.square(gradient), [-1, (1, *gradient.shape)[-1]])
+        ones = tf.ones([squares.shape[-1], 1], squares.dtype)
+        sums.append(tf.cast(tf.reduce_sum(squares @ ones), tf.float32))
+    return tf.sqrt(tf.add_n(sums))
+
+
+def _zero_unless(finite: tf.Tensor, gradient: Any) -> Any:
+    """The gradient of a step whose cost and estimates are finite; zeros in place of any other.
+
+    A selection, not a conditional: XLA fuses it into the update, and no replica of a distributed
+    step leaves the others waiting.
+    """
+
+    def zero_unless(values):
+        return tf.where(finite, values, tf.zeros_like(values))
+
+    if isinstance(gradient, tf.IndexedSlices):
+        values = zero_unless(gradient.values)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return None if gradient is None else zero_unless(gradient)
+
+
+def _warn_if_not_finite(model_name: str, layers: list[StochasticLayer]) -> None:
+    """Names the layers whose estimates were not finite since their metrics were last reset."""
+    moments = {
+        layer.name: float(layer.tracked.metrics["second_moment"].result()) for layer in layers
+    }
+    names = [name for name, moment in moments.items() if not math.isfinite(moment)]
+    if names:
+        warnings.warn(
+            f"RelaxModel {model_name!r}: the cost, or its gradient estimate, was NaN or infinite "
+            f"at the samples of the stochastic layers {names}. The steps in which it was are "
+            "logged with loss NaN and their gradients counted as zero, so the weights are as good "
+            "as before. `keras.callbacks.TerminateOnNaN()` stops training at the first.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _batch_size(x: Any) -> tf.Tensor:
+    return tf.shape(keras.tree.flatten(x)[0])[0]
 
 
 def _sum(value: tf.Tensor, others: list[tf.Tensor]) -> tf.Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from relax_tf.control_variates import is_control_variate
+from relax_tf.validation import positive_number
 
 
 class _BySide(keras.optimizers.OptimizerMap):
@@ -34,6 +35,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         optimizer: for the model: a Keras optimizer, or its id.
         control_variate_optimizer: for the control variates; by default a fresh copy of the
             first, with state of its own.
+        loss_scale_factor, name: as in any Keras optimizer.
 
     Raises:
         TypeError: if one of them is not an optimizer.
@@ -71,6 +73,8 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
                 "`optimizer` and `control_variate_optimizer` must be two objects, each with its "
                 "own state. Pass None for a fresh copy of the first."
             )
+        if loss_scale_factor is not None:
+            loss_scale_factor = positive_number(loss_scale_factor, "loss_scale_factor")
         by_side = _BySide(optimizer, control_variate_optimizer)
         loss_scale_factor = loss_scale_factor or optimizer.loss_scale_factor
         super().__init__(by_side, loss_scale_factor=loss_scale_factor, name=name)
@@ -91,6 +95,20 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
     def control_variate_optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer of the control variates' parameters."""
         return self._inner_optimizers[1]
+
+    def apply(self, grads: list, trainable_variables: list | None = None) -> None:
+        """As in any Keras optimizer; variables that were frozen since `build` may be left out."""
+        if not grads or trainable_variables is None or not self.built:
+            super().apply(grads, trainable_variables)
+            return
+        self._check_variables_are_known(trainable_variables)
+        sides = [[] for _ in self._inner_optimizers]
+        for grad, variable in zip(grads, trainable_variables, strict=True):
+            sides[self._var_to_optimizer_idx[self._var_key(variable)]].append((grad, variable))
+        for optimizer, pairs in zip(self._inner_optimizers, sides, strict=True):
+            if pairs:
+                optimizer.apply(*map(list, zip(*pairs, strict=True)))
+        self.iterations.assign_add(1)
 
     @property
     def learning_rate(self) -> Any:

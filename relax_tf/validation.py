@@ -1,6 +1,7 @@
 """Checks of arguments whose messages say what was expected and what was received."""
 
 import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,9 +14,14 @@ def positive_number(value: Any, name: str) -> float:
     return number
 
 
+def positive_if_number(value: Any, name: str) -> Any:
+    """`value` if it is a tensor or a variable, whose values are not looked at, or as above."""
+    return value if hasattr(value, "shape") else positive_number(value, name)
+
+
 def real_number(value: Any, name: str) -> float:
     """`value` as a float if it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"`{name}` must be a number. Received: {value!r} (of type {type(value).__name__})"
         )
@@ -54,6 +60,22 @@ def positive_integers(value: Any, name: str) -> list[int]:
     if not integers:
         raise ValueError(f"`{name}` must hold at least one integer. Received: {value!r}")
     return integers
+
+
+def integer_of_at_least(minimum: int, value: Any, name: str) -> int:
+    """`value` as an int if it is an integer not below `minimum`."""
+    if positive_integer(value, name) < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}. Received: {value!r}")
+    return int(value)
+
+
+def function(value: Any, name: str) -> Any:
+    """`value` if it can be called."""
+    if not callable(value):
+        raise TypeError(
+            f"`{name}` must be callable. Received: {value!r} (of type {type(value).__name__})"
+        )
+    return value
 
 
 def boolean(value: Any, name: str) -> bool:

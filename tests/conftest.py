@@ -1,5 +1,18 @@
+import hypothesis
 import keras
 import pytest
+import tensorflow as tf
+
+# Two devices for tests/distribute_test.py; TensorFlow wants to know before it starts.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+# Few examples, the same in every run: properties share the time of a whole suite.
+hypothesis.settings.register_profile(
+    "bounded", max_examples=12, deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("bounded")
 
 
 @pytest.fixture(autouse=True)

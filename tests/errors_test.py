@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
-from relax_tf import control_variates, estimators
+from relax_tf import control_variates, diagnostics, estimators
 from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
 
 DIST = Bernoulli(tf.zeros([4, 3]))
@@ -76,6 +76,69 @@ def weighted_vimco():
     model.fit(np.zeros([8, 3], "f"), np.zeros([8, 2], "f"), sample_weight=np.ones(8), verbose=0)
 
 
+class Sequence(relax_tf.RelaxModel):
+    """Layers one after the other, as a subclassed model; the cost is the sum of the output."""
+
+    def __init__(self, *stack):
+        super().__init__()
+        self.stack = list(stack)
+
+    def call(self, x):
+        for a_layer in self.stack:
+            x = a_layer(x)
+        return x
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        return total(y_pred)
+
+
+class Restless(Sequence):
+    """Calls its layers in another order every time."""
+
+    def call(self, x):
+        self.stack.reverse()
+        return super().call(x)
+
+
+class ScalarCost(Sequence):
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        return tf.reduce_mean(y_pred)
+
+
+def train(model, y=None, **arguments):
+    model.compile("sgd", run_eagerly=True, **arguments)
+    return model.train_on_batch(np.zeros([4, 3], "f"), y)
+
+
+def functional(*stack, **arguments):
+    inputs = keras.Input([3])
+    x = inputs
+    for a_layer in stack or [layer(**arguments)]:
+        x = a_layer(x)
+    return relax_tf.RelaxModel(inputs, x)
+
+
+def masked_prior():
+    tokens = keras.Input([4])
+    x = keras.layers.Embedding(5, 3, mask_zero=True)(tokens)
+    b = layer(prior="uniform", estimator="reinforce")(x)
+    keras.Model(tokens, b)(tf.zeros([2, 4]))
+
+
+def built_for_three_units():
+    estimator = estimators.get("relax")
+    estimate(estimator)
+    return estimator
+
+
+def compare(build=lambda name: functional(estimator=name), names=("relax",), **arguments):
+    return diagnostics.compare(build, names, np.zeros([4, 3], "f"), **arguments)
+
+
+def check(estimator="relax", dist=DIST, **arguments):
+    return diagnostics.check_unbiased(estimator, dist, total, **{"num_draws": 10, **arguments})
+
+
 def unused_output(network_output):
     return keras.layers.Lambda(lambda x: network_output(x[:, :1]))
 
@@ -84,7 +147,53 @@ ADAM = keras.optimizers.Adam()
 
 WRONG = [
     # Estimators.
-    (lambda: estimators.get("rebarr"), ValueError, "unknown estimator 'rebarr'.*relaxed_rebar"),
+    (lambda: estimators.get("rebarr"), ValueError, "unknown.*'rebarr'.*mean 'rebar'.*rloo"),
+    (lambda: estimators.get("??"), ValueError, r"unknown estimator '\?\?'. Known .*relaxed_rebar"),
+    (lambda: estimators.get(estimators.Relax), TypeError, "id, its config or.*Relax.*of type type"),
+    (lambda: estimators.get(None), TypeError, "id, its config or an Estimator.*None"),
+    (lambda: estimators.get({"class_name": "rebarr"}), ValueError, "unknown estimator 'rebarr'"),
+    (
+        lambda: estimators.get({"class_name": "rebar", "config": {"temprature": 1.0}}),
+        TypeError,
+        "'Rebar'.*temprature",
+    ),
+    (
+        lambda: estimators.get({"class_name": "rebar", "config": 3}),
+        TypeError,
+        "must be a dict.*'config': 3",
+    ),
+    (lambda: estimators.deserialize("relax"), TypeError, "must be a dict.*'relax'"),
+    (
+        lambda: estimators.deserialize(keras.saving.serialize_keras_object(keras.layers.Dense(1))),
+        TypeError,
+        "does not describe an Estimator.*Dense",
+    ),
+    (lambda: estimators.serialize("relax"), TypeError, "`estimator`.*Estimator.*'relax'"),
+    (lambda: estimators.Rebar(temprature=0.1), ValueError, "Rebar.*'temprature': 0.1"),
+    (lambda: estimators.Relax(dtype="float16"), ValueError, "`dtype`.*float32.*'float16'"),
+    (lambda: estimators.Relax(dtype="int32"), ValueError, "`dtype`.*float32.*'int32'"),
+    (lambda: estimators.StraightThrough(temperature=0), ValueError, "`temperature`.*positive.*0"),
+    (
+        lambda: setattr(estimators.Concrete(), "temperature", 0),
+        ValueError,
+        "`temperature`.*positive.*0",
+    ),
+    (
+        lambda: setattr(estimators.Concrete(), "temperature", "hot"),
+        TypeError,
+        "`temperature`.*number.*'hot'",
+    ),
+    (lambda: estimators.RelaxedRebar(scale="big"), TypeError, "`scale`.*number.*'big'"),
+    (lambda: estimators.RelaxedRebar(control_variate=3), TypeError, "`control_variate`.*3"),
+    (lambda: estimators.Relax(coupled="no"), TypeError, "`coupled`.*True or False.*'no'"),
+    (lambda: estimators.Lax(coupled=True), ValueError, "Lax.*'coupled': True"),
+    (lambda: estimators.Vimco(num_samples=1), ValueError, "`num_samples`.*at least 2.*1"),
+    (lambda: estimators.Disarm(num_samples=4), TypeError, "num_samples"),
+    (lambda: estimators.Muprop(temperature=1.0), ValueError, "Muprop.*'temperature': 1.0"),
+    (lambda: control_variates.mlp(3), TypeError, "`hidden_units`.*sequence of integers.*3"),
+    (lambda: control_variates.mlp("33"), TypeError, "`hidden_units`.*sequence of integers.*'33'"),
+    (lambda: control_variates.mlp([3], activation="rleu"), ValueError, "activation.*rleu"),
+    (lambda: control_variates.mlp([3], dtype="flaot32"), ValueError, "flaot32"),
     (lambda: estimators.get(3), TypeError, "id, its config or an Estimator.*3"),
     (lambda: estimators.deserialize({}), ValueError, "class_name"),
     (lambda: estimators.Rebar(temperature=0.0), ValueError, "`temperature`.*positive.*0.0"),
@@ -116,6 +225,42 @@ WRONG = [
     (lambda: estimate(cost=tf.reduce_sum), ValueError, r"one value per example.*\(4,\).*\(\)"),
     (lambda: estimate(cost=lambda b: "high"), TypeError, "real numbers.*string"),
     (lambda: estimate(cost=lambda b: None), TypeError, "must return a tensor.*None"),
+    (lambda: estimate(context="x"), TypeError, "`context`.*real numbers.*x"),
+    (lambda: estimate(context=tf.ones([3, 2])), ValueError, r"`context`.*batch.*4.*\(3, 2\)"),
+    (lambda: estimate(context=tf.ones([])), ValueError, r"`context`.*\[batch, ...\].*\(\)"),
+    (lambda: estimate(seed=tf.zeros([3], tf.int32)), TypeError, r"`seed`.*shape \[2\].*shape=\(3,"),
+    (
+        lambda: estimate(built_for_three_units(), dist=Bernoulli(tf.zeros([4, 5]))),
+        ValueError,
+        r"expected axis -1.*value 3.*\(4, 5\)",
+    ),
+    (lambda: estimate("reinforce", cots=3), TypeError, "cots"),
+    (
+        lambda: estimators.score_function_gradient(DIST, DIST.draw(0).b, tf.ones([4, 1])),
+        ValueError,
+        r"`credit`.*per sample.*\(4,\).*\(4, 1\)",
+    ),
+    (
+        lambda: estimators.score_function_gradient(DIST, tf.ones([4, 2]), tf.ones([4])),
+        ValueError,
+        r"`b`.*\(4, 3\).*\(4, 2\)",
+    ),
+    (
+        lambda: estimators.rloo_gradient(DIST, DIST.draw(0, (1,)).b, tf.ones([1, 4])),
+        ValueError,
+        r"`f_b`.*at least 2 samples.*\(1, 4\)",
+    ),
+    (lambda: estimators.vimco_credits(tf.ones([1, 4])), ValueError, r"`log_w`.*2.*\(1, 4\)"),
+    (
+        lambda: estimators.arm_gradient(DIST, tf.zeros([4, 3]), tf.ones([3, 4])),
+        ValueError,
+        r"`f_b`.*size 2.*\(3, 4\)",
+    ),
+    (
+        lambda: estimators.disarm_gradient(DIST, tf.zeros([3, 4, 3]), tf.ones([2, 4])),
+        ValueError,
+        r"`b`.*size 2.*\(3, 4, 3\)",
+    ),
     (lambda: estimate(seed="one"), TypeError, "`seed`.*'one'"),
     (lambda: estimate(seed=1.5), TypeError, "`seed`.*1.5"),
     (lambda: estimate(draw=3), TypeError, "`draw`.*pair.*3"),
@@ -216,7 +361,31 @@ WRONG = [
         "same dtype.*float32 and float64",
     ),
     (lambda: Normal(tf.zeros([2]), tf.constant([1.0, 0.0])), ValueError, "positive.*0.0 to 1.0"),
+    (lambda: Bernoulli(None), TypeError, "`logits`.*None"),
+    (lambda: Bernoulli(tf.zeros([2]), support="ab"), ValueError, "`support`.*pair.*'ab'"),
+    (lambda: Normal(mean=0.0), TypeError, "mean"),
+    (lambda: DIST.draw(seed="a"), TypeError, "`seed`.*integer.*'a'"),
+    (lambda: DIST.draw(sample_shape=(-1,)), ValueError, "-1"),
+    (lambda: DIST.relax(tf.zeros([4, 3]), 0.0), ValueError, "`temperature`.*positive.*0.0"),
+    (lambda: ONE_HOT.relax(tf.zeros([4, 3]), -1), ValueError, "`temperature`.*positive.*-1"),
+    (lambda: DIST.kl_divergence(NORMAL), TypeError, "`other`.*a Bernoulli.*of type Normal"),
+    (lambda: NORMAL.kl_divergence(DIST), TypeError, "`other`.*a Normal.*of type Bernoulli"),
+    (lambda: ONE_HOT.kl_divergence(3), TypeError, "`other`.*a OneHotCategorical.*3"),
+    (lambda: Bernoulli(tf.zeros([1, 20])).enumerate(), ValueError, r"2 \*\* 16.*\(20,\)"),
+    (NORMAL.enumerate, ValueError, "Normal cannot be enumerated"),
     # Layers.
+    (lambda: layer(prio="uniform"), ValueError, "StochasticBinaryLayer.*'prio': 'uniform'"),
+    (lambda: layer(units="3"), TypeError, "`units`.*integer.*'3'"),
+    (lambda: layer(support=(1, 0)), ValueError, r"`support`.*low < high.*\(1, 0\)"),
+    (lambda: layer(seed=1.5), ValueError, "`seed` must be an integer.*1.5"),
+    (lambda: layer(use_bias="no"), TypeError, "`use_bias`.*True or False.*'no'"),
+    (lambda: layer(kernel_initializer="xavier"), ValueError, "initializer.*xavier"),
+    (lambda: layer(estimator=3), TypeError, "an estimator is named by.*3"),
+    (lambda: layer(estimator="reinforce")(tf.zeros([3])), ValueError, r"min_ndim=2.*\(3,\)"),
+    (masked_prior, ValueError, "received a mask.*KL"),
+    (lambda: categorical(num_variables=1.5), TypeError, "`num_variables`.*integer.*1.5"),
+    (lambda: categorical(support=(0, 1)), ValueError, "StochasticCategoricalLayer.*'support'"),
+    (lambda: normal(kl="exact"), ValueError, "`kl`.*analytic.*'exact'"),
     (lambda: layer(units=0), ValueError, "`units`.*positive.*0"),
     (lambda: layer(units=2.5), TypeError, "`units`.*integer.*2.5"),
     (lambda: layer(support=1), ValueError, "`support`.*pair.*1"),
@@ -225,7 +394,7 @@ WRONG = [
     (lambda: layer(prior="flat"), ValueError, "`prior`.*uniform.*'flat'"),
     (lambda: layer(kl="exact"), ValueError, "`kl`.*analytic.*'exact'"),
     (lambda: layer(inference="mode"), ValueError, "`inference`.*mean.*'mode'"),
-    (lambda: layer(seed="s"), (TypeError, ValueError), "seed"),
+    (lambda: layer(seed="s"), ValueError, "`seed` must be an integer.*s"),
     (lambda: layer()(tf.zeros([2, 3]), training=True), ValueError, "training=True.*RelaxModel"),
     (
         lambda: layer().build((None, None, 4)),
@@ -248,6 +417,34 @@ WRONG = [
     (lambda: normal()(tf.zeros([2, 3]), training=True), ValueError, "'reparameterization'"),
     (shared_estimator, ValueError, "estimator instance of layer"),
     # Models.
+    (
+        lambda: functional().fit(np.zeros([4, 3]), np.zeros([4, 2]), verbose=0),
+        ValueError,
+        r"must call `compile\(\)`",
+    ),
+    (lambda: functional().estimate(np.zeros([4, 3], "f")), ValueError, "no cost.*`loss`"),
+    (lambda: functional().estimate(None), ValueError, "not optional, but None was passed"),
+    (lambda: functional().compile(3), ValueError, "optimizer identifier: 3"),
+    (lambda: train(functional(), loss="mse"), ValueError, "needs targets.*y=None"),
+    (lambda: train(functional(), np.zeros([4, 2]), loss="msee"), ValueError, "loss.*: msee"),
+    (lambda: train(ScalarCost(layer())), ValueError, r"one value per example.*\(4,\).*\(\)"),
+    (lambda: train(Sequence(layer(name="a"), layer(name="a"))), ValueError, "both named 'a'"),
+    (
+        lambda: train(
+            Restless(layer(units=3, estimator="rebar"), layer(units=3, estimator="rebar"))
+        ),
+        ValueError,
+        "same order in every pass",
+    ),
+    (
+        lambda: train(
+            functional(),
+            np.zeros([4, 5], "f"),
+            loss=relax_tf.losses.BernoulliNegativeLogLikelihood(),
+        ),
+        ValueError,
+        r"same shape.*\(4, 5\) and \(4, 2\)",
+    ),
     (lambda: fit(keras.layers.Dense(2)), ValueError, "no stochastic layer.*StochasticBinaryLayer"),
     (lambda: fit(layer(), loss=None), ValueError, "no cost.*compute_cost"),
     (
@@ -280,7 +477,70 @@ WRONG = [
     (lambda: normal(estimator="arm"), ValueError, "Arm.*Bernoulli variables only.*Normal"),
     (lambda: categorical(estimator="disarm"), ValueError, "Disarm.*Bernoulli variables only"),
     (weighted_vimco, ValueError, "`sample_weight`.*'vimco'"),
+    # Diagnostics.
+    (lambda: diagnostics.exact_gradient(3, total), TypeError, "`dist`.*3"),
+    (lambda: diagnostics.exact_gradient(DIST, 3), TypeError, "`cost`.*callable.*3"),
+    (lambda: diagnostics.exact_gradient(NORMAL, total), ValueError, "cannot be enumerated"),
+    (
+        lambda: diagnostics.exact_gradient(DIST, lambda b: b),
+        ValueError,
+        r"one value per example.*\(8, 4\).*\(8, 4, 3\)",
+    ),
+    (lambda: check(estimator=3), TypeError, "an estimator is named by.*3"),
+    (lambda: check(num_draws=0), ValueError, "`num_draws`.*positive.*0"),
+    (lambda: check(threshold=0), ValueError, "`threshold`.*positive.*0"),
+    (lambda: check(exact=tf.zeros([3, 2])), ValueError, r"`exact`.*\(4, 3\).*\(3, 2\)"),
+    (lambda: check("lax", NORMAL), ValueError, "cannot be enumerated"),
+    (lambda: diagnostics.gradient_variance(3, 0), TypeError, "`model`.*RelaxModel.*3"),
+    (
+        lambda: diagnostics.gradient_variance(functional(), np.zeros([4, 3]), num_draws=1),
+        ValueError,
+        "`num_draws`.*at least 2.*1",
+    ),
+    (lambda: diagnostics.GradientVariance(0, every=0), ValueError, "`every`.*positive.*0"),
+    (lambda: diagnostics.GradientVariance(0, num_draws=1), ValueError, "`num_draws`.*least 2.*1"),
+    (lambda: diagnostics.GradientVariance(0, num_draws="a"), TypeError, "`num_draws`.*'a'"),
+    (lambda: compare(build=3), TypeError, "`build_model`.*callable.*3"),
+    (lambda: compare(build=lambda name: 3), TypeError, "build_model.*RelaxModel.*3"),
+    (lambda: compare(names="relax"), TypeError, "`estimators`.*several.*'relax'"),
+    (lambda: compare(names=[]), ValueError, "`estimators`.*at least one"),
+    (lambda: compare(like=3), TypeError, "`like`.*RelaxModel.*3"),
+    (lambda: compare(adapt_steps=-1), ValueError, "`adapt_steps`.*positive.*-1"),
     # Optimizer and loss.
+    (lambda: relax_tf.RelaxOptimizer("adamm"), ValueError, "optimizer identifier: adamm"),
+    (lambda: relax_tf.RelaxOptimizer(None), TypeError, "`optimizer`.*Keras optimizer.*None"),
+    (
+        lambda: relax_tf.RelaxOptimizer(keras.optimizers.Adam),
+        TypeError,
+        "`optimizer`.*Keras optimizer.*of type type",
+    ),
+    (
+        lambda: relax_tf.RelaxOptimizer("adam", 3),
+        TypeError,
+        "`control_variate_optimizer`.*Keras optimizer.*3",
+    ),
+    (
+        lambda: relax_tf.RelaxOptimizer(keras.optimizers.LossScaleOptimizer(ADAM)),
+        ValueError,
+        "`optimizer`.*plain.*LossScaleOptimizer",
+    ),
+    (
+        lambda: relax_tf.RelaxOptimizer("adam", loss_scale_factor=0.0),
+        ValueError,
+        "`loss_scale_factor`.*positive.*0.0",
+    ),
+    (lambda: relax_tf.RelaxOptimizer("adam", phi="sgd"), TypeError, "phi"),
+    (lambda: relax_tf.RelaxOptimizer("adam").optimizers, AttributeError, "`optimizer` and a"),
+    (
+        lambda: relax_tf.losses.BernoulliNegativeLogLikelihood(reduction="avg"),
+        ValueError,
+        "`reduction`.*avg",
+    ),
+    (
+        lambda: relax_tf.losses.BernoulliNegativeLogLikelihood(from_logits=True),
+        TypeError,
+        "from_logits",
+    ),
     (lambda: relax_tf.RelaxOptimizer(3), TypeError, "`optimizer`.*Keras optimizer.*3"),
     (lambda: relax_tf.RelaxOptimizer(ADAM, ADAM), ValueError, "two objects"),
     (
@@ -298,5 +558,6 @@ WRONG = [
 
 @pytest.mark.parametrize(("call", "error", "message"), WRONG)
 def test_wrong_use_says_what_is_wrong(call, error, message):
-    with pytest.raises(error, match=f"(?s){message}"):
+    with pytest.raises(error, match=f"(?s){message}") as raised:
         call()
+    assert type(raised.value) is error

@@ -11,7 +11,7 @@ import tensorflow as tf
 from relax_tf.control_variates import is_control_variate
 from relax_tf.diagnostics.variance import gradient_variance
 from relax_tf.models import RelaxTrainer
-from relax_tf.validation import positive_integer
+from relax_tf.validation import function, positive_integer
 
 
 class Comparison(NamedTuple):
@@ -104,7 +104,10 @@ def compare(
         A `Comparison`: print it, or `plot` it.
 
     Raises:
-        ValueError: if `adapt_steps` is negative or `adapt_data` ends before them.
+        TypeError: if `build_model` is no function, or does not return RelaxModels, or if
+            `estimators` is not a list of ids.
+        ValueError: if that list is empty, if a number is out of its range, or if `adapt_data` ends
+            before `adapt_steps`.
 
     Example:
 
@@ -119,8 +122,10 @@ def compare(
     >>> result.evaluations
     {'reinforce': 1, 'rebar': 2}
     """
+    function(build_model, "build_model")
+    estimators = _checked_ids(estimators)
     if adapt_steps != 0:
-        positive_integer(adapt_steps, "adapt_steps")
+        adapt_steps = positive_integer(adapt_steps, "adapt_steps")
     x, y = (
         None if part is None else keras.tree.map_structure(tf.convert_to_tensor, part)
         for part in (x, y)
@@ -129,6 +134,9 @@ def compare(
     for estimator in estimators:
         model = build_model(estimator)
         like = model if like is None else like
+        for value, name in ((model, "build_model(estimator)"), (like, "like")):
+            if not isinstance(value, RelaxTrainer):
+                raise TypeError(f"`{name}` must be a relax_tf.RelaxModel. Received: {value!r}")
         _take_over(model, like)
         _adapt(model, itertools.repeat((x, y)) if adapt_data is None else adapt_data, adapt_steps)
         _take_over(model, like)  # moving statistics have moved
@@ -141,6 +149,19 @@ def _take_over(model: RelaxTrainer, like: RelaxTrainer) -> None:
     if model is not like:
         for variable, value in zip(_weights(model), _weights(like), strict=True):
             variable.assign(value)
+
+
+def _checked_ids(estimators: Any) -> list[str]:
+    """The ids, of which there is at least one."""
+    if isinstance(estimators, str) or not isinstance(estimators, Iterable):
+        raise TypeError(
+            "`estimators` must be several ids, such as ['reinforce', 'relax']. "
+            f"Received: {estimators!r} (of type {type(estimators).__name__})"
+        )
+    ids = list(estimators)
+    if not ids:
+        raise ValueError("`estimators` must hold at least one id. Received: none")
+    return ids
 
 
 def _weights(model: RelaxTrainer) -> list:

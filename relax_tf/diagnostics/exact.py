@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from relax_tf import estimators
 from relax_tf.distributions.base import Distribution, over_event
 from relax_tf.distributions.noise import fold_in, make_seed
-from relax_tf.estimators.base import Estimator
-from relax_tf.estimators.estimate import Cost, evaluate_cost
+from relax_tf.estimators import Estimator
+from relax_tf.estimators.estimate import Cost, check_problem, evaluate_cost
 from relax_tf.validation import positive_integer, positive_number
 
 
@@ -25,6 +26,7 @@ def exact_gradient(dist: Distribution, cost: Cost) -> tf.Tensor:
         `Estimate.gradient` estimates.
 
     Raises:
+        TypeError: if `dist` is not a distribution or `cost` is not callable.
         ValueError: if the distribution has too many samples or none that can be listed.
 
     Example:
@@ -33,6 +35,7 @@ def exact_gradient(dist: Distribution, cost: Cost) -> tf.Tensor:
     >>> relax_tf.diagnostics.exact_gradient(dist, lambda b: tf.reduce_sum(b, -1)).numpy()
     array([[0.25, 0.25]], dtype=float32)
     """
+    check_problem(dist, cost)
     states = dist.enumerate()
     b = tf.broadcast_to(
         states[:, tf.newaxis], tf.concat([tf.shape(states)[:1], tf.shape(dist.theta)], 0)
@@ -60,7 +63,7 @@ class Certificate(NamedTuple):
 
 
 def check_unbiased(
-    estimator: Estimator,
+    estimator: Estimator | str,
     dist: Distribution,
     cost: Cost,
     num_draws: int = 20_000,
@@ -75,14 +78,19 @@ def check_unbiased(
     errors and misses smaller ones.
 
     Args:
-        estimator: with its variables as they are; train or shake them first, at their initial
-            values terms may vanish.
+        estimator: an Estimator with its variables as they are; train or shake them first, at
+            their initial values terms may vanish. Or the id of one, with initial values.
         dist, cost, context: as in `Estimator.estimate`.
         num_draws: number of estimates.
         exact: the exact gradient, in the structure of theta; by default
             `exact_gradient(dist, cost)`, which a continuous distribution does not have.
         threshold: of |z|, for the verdict.
         seed: of all draws.
+
+    Raises:
+        TypeError: for a wrong type of estimator, distribution or cost.
+        ValueError: if a number is out of its range, `exact` has another shape than theta, or
+            there is no `exact` and none can be computed.
 
     Example:
 
@@ -94,7 +102,10 @@ def check_unbiased(
     """
     num_draws = positive_integer(num_draws, "num_draws")
     threshold = positive_number(threshold, "threshold")
+    estimator = estimators.get(estimator)
+    check_problem(dist, cost)
     exact = exact_gradient(dist, cost) if exact is None else exact
+    _check_like_theta(exact, dist)
     seed = make_seed(seed)
     estimator.estimate(dist, cost, context=context, seed=seed)  # builds it, outside the loop
 
@@ -134,3 +145,11 @@ def check_unbiased(
         standard_error=like_theta(standard_error),
         exact=like_theta(exact_stack),
     )
+
+
+def _check_like_theta(exact: Any, dist: Distribution) -> None:
+    shapes, expected = (
+        [tuple(np.shape(leaf)) for leaf in tf.nest.flatten(tree)] for tree in (exact, dist.theta)
+    )
+    if shapes != expected:
+        raise ValueError(f"`exact` must be like theta, of shape {expected}. Received: {shapes}")

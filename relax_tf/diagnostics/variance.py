@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
 from relax_tf.models import RelaxTrainer
-from relax_tf.validation import positive_integer
+from relax_tf.validation import integer_of_at_least, positive_integer
 
 
 class GradientVarianceResult(NamedTuple):
@@ -53,8 +53,7 @@ def gradient_variance(
     """
     if not isinstance(model, RelaxTrainer):
         raise TypeError(f"`model` must be a relax_tf.RelaxModel. Received: {model!r}")
-    if positive_integer(num_draws, "num_draws") < 2:
-        raise ValueError(f"`num_draws` must be at least 2. Received: {num_draws}")
+    num_draws = integer_of_at_least(2, num_draws, "num_draws")
     x, y = keras.tree.map_structure(tf.convert_to_tensor, (x, y)) if y is not None else (x, None)
 
     @tf.function(autograph=False)
@@ -110,7 +109,7 @@ class GradientVariance(keras.callbacks.Callback):
     def __init__(self, x: Any, y: Any = None, num_draws: int = 100, every: int = 1):
         super().__init__()
         self.x, self.y = x, y
-        self.num_draws = positive_integer(num_draws, "num_draws")
+        self.num_draws = integer_of_at_least(2, num_draws, "num_draws")
         self.every = positive_integer(every, "every")
 
     def on_epoch_end(self, epoch, logs=None):

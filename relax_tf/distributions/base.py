@@ -111,6 +111,14 @@ class Distribution:
         """All samples of one event, `[samples, *event]`, where there are finitely many."""
         raise ValueError(f"the samples of {type(self).__name__} cannot be enumerated.")
 
+    def check_same_family(self, other: Any) -> None:
+        """Raises a TypeError unless `other` is a distribution of this class."""
+        if not isinstance(other, type(self)):
+            raise TypeError(
+                f"`other` must be a {type(self).__name__}. "
+                f"Received: {other!r} (of type {type(other).__name__})"
+            )
+
     def _all_states(self, values: np.ndarray, variables: tf.TensorShape) -> tf.Tensor:
         """Every assignment of `values`, `[count, ...]`, to variables in an array of this shape."""
         number = variables.num_elements()

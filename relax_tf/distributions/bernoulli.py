@@ -8,6 +8,7 @@ import tensorflow_probability as tfp
 
 from relax_tf.distributions import noise
 from relax_tf.distributions.base import Distribution, Draw, at_least_float32, sum_event
+from relax_tf.validation import positive_if_number
 
 tfd = tfp.distributions
 
@@ -62,7 +63,7 @@ class Bernoulli(Distribution):
 
     def relax(self, z: tf.Tensor, temperature: float | tf.Tensor) -> tf.Tensor:
         """The Concrete relaxation of `H` (eq. 4), `sigmoid(z / temperature)` in the support."""
-        return self._label(tf.sigmoid(z / temperature))
+        return self._label(tf.sigmoid(z / positive_if_number(temperature, "temperature")))
 
     def mean(self) -> tf.Tensor:
         """`E[b]` in the support, shape `[batch, *event]`."""
@@ -124,6 +125,7 @@ class Bernoulli(Distribution):
 
     def kl_divergence(self, other: "Bernoulli") -> tf.Tensor:
         """`KL(self || other)`, shape `[batch]`."""
+        self.check_same_family(other)
         p, q = tfd.Bernoulli(logits=self.theta), tfd.Bernoulli(logits=other.theta)
         return sum_event(tfd.kl_divergence(p, q))
 

@@ -111,5 +111,6 @@ class Normal(Distribution):
 
     def kl_divergence(self, other: "Normal") -> tf.Tensor:
         """`KL(self || other)`, shape `[batch]`."""
+        self.check_same_family(other)
         p, q = tfd.Normal(self.loc, self.scale), tfd.Normal(other.loc, other.scale)
         return sum_event(tfd.kl_divergence(p, q))

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from relax_tf.distributions import noise
 from relax_tf.distributions.base import Distribution, Draw, at_least_float32, sum_event
+from relax_tf.validation import positive_if_number
 
 
 class OneHotCategorical(Distribution):
@@ -61,7 +62,7 @@ class OneHotCategorical(Distribution):
 
     def relax(self, z: tf.Tensor, temperature: float | tf.Tensor) -> tf.Tensor:
         """The Concrete relaxation of `H` (eq. 4), `softmax(z / temperature)`."""
-        return tf.nn.softmax(z / temperature)
+        return tf.nn.softmax(z / positive_if_number(temperature, "temperature"))
 
     def mean(self) -> tf.Tensor:
         """`E[b] = softmax(theta)`, shape `[batch, *event, classes]`."""
@@ -118,5 +119,6 @@ class OneHotCategorical(Distribution):
 
     def kl_divergence(self, other: "OneHotCategorical") -> tf.Tensor:
         """`KL(self || other)`, shape `[batch]`."""
+        self.check_same_family(other)
         log_p, log_q = tf.nn.log_softmax(self.theta), tf.nn.log_softmax(other.theta)
         return sum_event(tf.exp(log_p) * (log_p - log_q))

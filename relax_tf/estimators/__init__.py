@@ -4,6 +4,7 @@
 follow Keras. Every estimator has the method `estimate(dist, cost, ...)`.
 """
 
+import difflib
 from typing import Any
 
 import keras
@@ -46,7 +47,7 @@ def get(identifier: str | dict[str, Any] | Estimator) -> Estimator:
 
     Raises:
         ValueError: for an unknown id.
-        TypeError: for anything else.
+        TypeError: for anything else, and for settings that the estimator does not have.
 
     Example:
 
@@ -67,11 +68,21 @@ def get(identifier: str | dict[str, Any] | Estimator) -> Estimator:
 
 def serialize(estimator: Estimator) -> dict[str, Any]:
     """The estimator's configuration, as Keras serialises objects (without learned values)."""
+    if not isinstance(estimator, Estimator):
+        raise TypeError(
+            "`estimator` must be an Estimator. "
+            f"Received: {estimator!r} (of type {type(estimator).__name__})"
+        )
     return keras.saving.serialize_keras_object(estimator)
 
 
 def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Estimator:
     """An estimator from what `serialize` returned, or from `{"class_name": id, "config": {}}`."""
+    if not isinstance(config, dict) or not isinstance(config.get("config", {}), dict):
+        raise TypeError(
+            "an estimator's config must be a dict, and so must its 'config'. "
+            f"Received: {config!r} (of type {type(config).__name__})"
+        )
     class_name = config.get("class_name")
     if class_name is None:
         raise ValueError(
@@ -87,8 +98,10 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = 
 
 def _class_of(identifier: str) -> type[Estimator]:
     if identifier not in _BY_ID:
+        close = difflib.get_close_matches(str(identifier), _BY_ID, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"unknown estimator {identifier!r}. Known estimators: {', '.join(sorted(_BY_ID))}"
+            f"unknown estimator {identifier!r}.{hint} Known estimators: {', '.join(sorted(_BY_ID))}"
         )
     return _BY_ID[identifier]
 

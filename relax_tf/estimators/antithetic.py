@@ -31,7 +31,11 @@ def arm_gradient(dist: Bernoulli, z_1: tf.Tensor, f_b: tf.Tensor) -> tf.Tensor:
 
     Returns:
         The shape of theta. Unbiased.
+
+    Raises:
+        ValueError: if there are not two costs.
     """
+    _check_pair(f_b, "f_b")
     u = tf.sigmoid(z_1 - dist.theta)
     return over_event(f_b[0] - f_b[1], u) * (u - 0.5)
 
@@ -53,10 +57,23 @@ def disarm_gradient(dist: Bernoulli, b: tf.Tensor, f_b: tf.Tensor) -> tf.Tensor:
 
     Returns:
         The shape of theta. Unbiased.
+
+    Raises:
+        ValueError: if there are not two samples and two costs.
     """
+    _check_pair(b, "b")
+    _check_pair(f_b, "f_b")
     b_1, b_2 = tf.unstack(dist.indicator(b))
     factor = 0.5 * (b_1 - b_2) * tf.sigmoid(tf.abs(dist.theta))
     return over_event(f_b[0] - f_b[1], factor) * factor
+
+
+def _check_pair(values: tf.Tensor, name: str) -> None:
+    if values.shape.rank == 0 or values.shape[0] != 2:
+        raise ValueError(
+            f"`{name}` must have a first axis of size 2, for the two samples of a pair. "
+            f"Received shape: {tuple(values.shape)}"
+        )
 
 
 class AntitheticEstimator(MultiSampleEstimator):

@@ -16,6 +16,7 @@ from relax_tf.estimators.estimate import (
     Cost,
     Estimate,
     attach_gradient,
+    check_problem,
     evaluate_cost,
     package,
     second_moment,
@@ -66,6 +67,11 @@ class Estimator(keras.layers.Layer):
         if dtype is None:
             dtype = "float64" if keras.config.floatx() == "float64" else "float32"
         super().__init__(name=name, dtype=dtype, **kwargs)
+        if not {self.compute_dtype, self.variable_dtype} <= {"float32", "float64"}:
+            raise ValueError(
+                "`dtype` of an estimator must be 'float32' or 'float64': estimates are never "
+                f"computed in half precision. Received: {dtype!r}"
+            )
 
     @property
     def temperature(self) -> float | tf.Tensor:
@@ -157,11 +163,11 @@ class Estimator(keras.layers.Layer):
             An `Estimate`; the cost is evaluated once at the sample, first.
 
         Raises:
-            TypeError: if `dist` is not a distribution, `cost` is not callable, or its values are
-                not real numbers.
-            ValueError: if the estimator is not defined for this kind of distribution, if `draw`
-                or the cost's values have the wrong shape, or if the cost lacks a gradient that
-                this estimator needs.
+            TypeError: if `dist` is not a distribution, `cost` is not callable, its values or the
+                context are not real numbers.
+            ValueError: if the estimator is not defined for this kind of distribution, if `draw`,
+                the context or the cost's values have the wrong shape, or if the cost lacks a
+                gradient that this estimator needs.
 
         Example:
 
@@ -174,14 +180,9 @@ class Estimator(keras.layers.Layer):
         >>> bool(tf.reduce_all(gradient == estimate.gradient / 4))
         True
         """
-        if not isinstance(dist, Distribution):
-            raise TypeError(
-                "`dist` must be a distribution of relax_tf.distributions. "
-                f"Received: {dist!r} (of type {type(dist).__name__})"
-            )
+        check_problem(dist, cost)
         self.check_defined_for(type(dist))
-        if not callable(cost):
-            raise TypeError(f"`cost` must be callable. Received: {cost!r}")
+        context = None if context is None else _checked_context(dist, context)
         seed = make_seed(seed)
         draw = self.draw(dist, seed) if draw is None else self._checked_draw(dist, draw)
         return self._estimate(dist, Draw(*map(tf.stop_gradient, draw)), cost, context, seed)
@@ -240,6 +241,24 @@ class Estimator(keras.layers.Layer):
                 )
         values = [tf.convert_to_tensor(value) for value in phi]
         return gradient, attach_gradient(loss, values, phi_gradients)
+
+
+def _checked_context(dist: Distribution, context: Any) -> tf.Tensor:
+    try:
+        context = tf.convert_to_tensor(context)
+        real = context.dtype.is_floating or context.dtype.is_integer
+    except (TypeError, ValueError):
+        real = False
+    if not real:
+        raise TypeError(
+            f"`context` must be a tensor of real numbers, shape [batch, ...]. Received: {context!r}"
+        )
+    if context.shape.rank == 0 or not context.shape[:1].is_compatible_with(dist.shape[:1]):
+        raise ValueError(
+            f"`context` must have shape [batch, ...] with the batch of `dist`, {dist.shape[0]}. "
+            f"Received shape: {tuple(context.shape)}"
+        )
+    return context
 
 
 def _checked_draw(dist: Distribution, draw: Any, shape: tf.TensorShape) -> Draw:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from relax_tf.distributions.base import Distribution, sum_event
+from relax_tf.validation import function
 
 Cost = Callable[[tf.Tensor], tf.Tensor]
 
@@ -90,6 +91,16 @@ def package(
         second_moment=moment,
         control_variate_loss=moment if loss is None else loss,
     )
+
+
+def check_problem(dist: Any, cost: Any) -> None:
+    """Raises a TypeError unless these are a distribution and a cost."""
+    if not isinstance(dist, Distribution):
+        raise TypeError(
+            "`dist` must be a distribution of relax_tf.distributions. "
+            f"Received: {dist!r} (of type {type(dist).__name__})"
+        )
+    function(cost, "cost")
 
 
 def evaluate_cost(cost: Cost, sample: tf.Tensor, dist: Distribution) -> tf.Tensor:

@@ -35,8 +35,11 @@ def rloo_gradient(dist: Distribution, b: tf.Tensor, f_b: tf.Tensor) -> Any:
 
     Returns:
         The shape (structure) of theta.
+
+    Raises:
+        ValueError: if K is below 2.
     """
-    k = f_b.shape[0]
+    k = _count(f_b, "f_b")
     credit = (f_b - tf.reduce_mean(f_b, 0)) * (k / (k - 1))
     terms = score_function_gradient(dist, b, credit)
     return tf.nest.map_structure(lambda term: tf.reduce_mean(term, 0), terms)
@@ -57,14 +60,27 @@ def vimco_credits(log_w: tf.Tensor) -> tf.Tensor:
 
     Args:
         log_w: log weights, `[K, ...]`, K at least 2.
+
+    Raises:
+        ValueError: if K is below 2.
     """
-    k = log_w.shape[0]
+    k = _count(log_w, "log_w")
     itself = tf.reshape(tf.eye(k, dtype=tf.bool), [k, k, *[1] * (log_w.shape.rank - 1)])
     log_w_j = log_w[:, tf.newaxis]  # axis 0: the samples; axis 1: which of them is left out
     others = tf.where(itself, tf.zeros([], log_w.dtype), log_w_j)
     mean_of_others = tf.reduce_sum(others, 0) / (k - 1)
     without = tf.where(itself, mean_of_others, log_w_j)
     return multi_sample_bound(log_w) - multi_sample_bound(without)
+
+
+def _count(values: tf.Tensor, name: str) -> int:
+    """K of `[K, ...]`."""
+    if values.shape.rank == 0 or (values.shape[0] or 0) < 2:
+        raise ValueError(
+            f"`{name}` must have a first axis of at least 2 samples, which are compared with each "
+            f"other. Received shape: {tuple(values.shape)}"
+        )
+    return values.shape[0]
 
 
 class MultiSampleEstimator(Estimator):

@@ -16,7 +16,7 @@ from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.black_box import crosses_numpy_function
 from relax_tf.estimators.estimate import Estimate, evaluate_cost, package
-from relax_tf.validation import positive_number
+from relax_tf.validation import positive_if_number, positive_number
 
 
 def pathwise_gradient(dist: Distribution, z: tf.Tensor, df_dz: tf.Tensor) -> Any:
@@ -107,7 +107,7 @@ class RelaxingEstimator(PathwiseEstimator):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        self._temperature.assign(value)
+        self._temperature.assign(positive_if_number(value, "temperature"))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": self._initial_temperature}

@@ -17,7 +17,13 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from relax_tf.control_variates import MLP, build_network, evaluate_network
+from relax_tf.control_variates import (
+    MLP,
+    build_network,
+    by_backpropagation,
+    differentiate_network,
+    evaluate_network,
+)
 from relax_tf.distributions.base import Distribution
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.baseline import Baseline
@@ -93,20 +99,24 @@ def lax_gradient(
 
 
 class Term(NamedTuple):
-    """One summand of a control variate, and the complaint if it has no gradient."""
+    """One summand of a control variate, and the complaint if it has no gradient.
+
+    `differentiate` returns value and derivative, where backpropagation is not the best way.
+    """
 
     function: Callable[[tf.Tensor], tf.Tensor]
     without_gradient: str
+    differentiate: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor | None]] | None = None
 
 
 def value_and_derivative(terms: list[Term], z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """`c(z)`, shape `[batch]`, and `dc/dz`, shape of `z`, of the sum of the terms."""
     values, derivatives = [], []
-    for function, without_gradient in terms:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(z)
-            value = function(z)
-        derivative = tape.gradient(value, z)
+    for function, without_gradient, differentiate in terms:
+        if differentiate is None:
+            value, derivative = by_backpropagation(function, z)
+        else:
+            value, derivative = differentiate(z)
         if derivative is None:
             raise ValueError(without_gradient)
         values.append(value)
@@ -254,15 +264,27 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
         return 1.0
 
     def terms(self, dist, cost, context):
-        def network(z: tf.Tensor) -> tf.Tensor:
-            r = evaluate_network(self.control_variate, self.network_input(dist, z), context)
+        network = self.control_variate
+
+        def evaluate(z: tf.Tensor) -> tf.Tensor:
+            r = evaluate_network(network, self.network_input(dist, z), context)
             return self.network_scale(r.dtype) * r
+
+        def differentiate(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(z)
+                seen = self.network_input(dist, z)
+            r, dr_dseen = differentiate_network(network, seen, context)
+            if dr_dseen is None:
+                return r, None
+            scale = self.network_scale(r.dtype)
+            return scale * r, scale * tape.gradient(seen, z, output_gradients=dr_dseen)
 
         complaint = (
             f"the control variate of estimator {self.name!r} has no gradient with respect to its "
             "input, so it cannot follow z. Pass a layer that is differentiable in its input."
         )
-        return [Term(network, complaint), *super().terms(dist, cost, context)]
+        return [Term(evaluate, complaint, differentiate), *super().terms(dist, cost, context)]
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

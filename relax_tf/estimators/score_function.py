@@ -21,7 +21,21 @@ def score_function_gradient(dist: Distribution, b: tf.Tensor, credit: tf.Tensor)
 
     Returns:
         The shape (structure) of theta, after the leading axes of `b`. Unbiased.
+
+    Raises:
+        ValueError: if `b` or `credit` has another shape.
     """
+    leading = b.shape.rank - dist.shape.rank
+    if leading < 0 or not b.shape[leading:].is_compatible_with(dist.shape):
+        raise ValueError(
+            f"`b` must have the shape of samples, [..., *{tuple(dist.shape)}]. "
+            f"Received shape: {tuple(b.shape)}"
+        )
+    if not credit.shape.is_compatible_with(b.shape[: leading + 1]):
+        raise ValueError(
+            f"`credit` must have one value per sample, shape {tuple(b.shape[: leading + 1])}. "
+            f"Received shape: {tuple(credit.shape)}"
+        )
     return tf.nest.map_structure(lambda score: over_event(credit, score) * score, dist.score(b))
 
 

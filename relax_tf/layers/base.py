@@ -11,7 +11,7 @@ from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.estimate import batch_mean
 from relax_tf.passes import active_pass
-from relax_tf.validation import one_of
+from relax_tf.validation import boolean, one_of
 
 
 class StochasticLayer(keras.layers.Layer):
@@ -66,7 +66,7 @@ class StochasticLayer(keras.layers.Layer):
         self.tracked = _Tracked(self.name)
         self.dense = keras.layers.Dense(
             num_outputs,
-            use_bias=use_bias,
+            use_bias=boolean(use_bias, "use_bias"),
             kernel_initializer=kernel_initializer,
             bias_initializer=bias_initializer,
             kernel_regularizer=kernel_regularizer,
@@ -199,6 +199,11 @@ class StochasticLayer(keras.layers.Layer):
 
     def load_own_variables(self, store):
         own = {key: store[key] for key in store.keys()}  # noqa: SIM118 (an HDF5 group)
+        if "seed_generator_state" not in own:
+            raise ValueError(
+                f"the file has no state for layer {self.name!r}: it comes from another model, or "
+                "the layer is not built yet (call the model on a batch first)."
+            )
         state = own.pop("seed_generator_state")
         super().load_own_variables(own)
         self.seed_generator.state.assign(state[()])
@@ -250,6 +255,6 @@ class _Tracked:
         if name not in self.metrics:
             self.metrics[name] = keras.metrics.Mean(name=f"{self._layer_name}_{name}")
 
-    def update(self, values: dict[str, tf.Tensor]) -> None:
+    def update(self, values: dict[str, tf.Tensor], examples: tf.Tensor) -> None:
         for name, metric in self.metrics.items():
-            metric.update_state(values[name])
+            metric.update_state(values[name], sample_weight=examples)
