@@ -32,6 +32,13 @@ setup(
         "examples": EXAMPLES,
         "rl": EXAMPLES + RL,
         "tensorboard": TENSORBOARD,
-        "test": [*EXAMPLES, "pytest>=8.0", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.8"],
+        "test": [
+            *EXAMPLES,
+            "gymnasium>=1.0",
+            "pytest>=8.0",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "ruff>=0.8",
+        ],
     },
 )

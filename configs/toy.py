@@ -2,7 +2,9 @@
 
     python -m examples.toy --config=configs/toy.py --workdir=/tmp/toy
 
-Expected: RELAX moves to the optimum 0.249 while REINFORCE stays near 0.25; about a minute.
+and with `--config.target=0.45` the easier problem of the REBAR paper. Expected at t = 0.499: the
+median of RELAX's loss over the seeds is at most 0.2492 (the optimum is 0.2490), while REINFORCE's
+stays at 0.2495 or above; a few minutes.
 """
 
 import ml_collections
@@ -12,14 +14,14 @@ def get_config():
     config = ml_collections.ConfigDict()
     config.target = 0.499
     config.estimators = ("reinforce", "rebar", "relax")
+    config.seeds = 50
+    config.first_seed = 0
     config.steps = 10_000
     config.learning_rate = 0.01
     config.control_variate_learning_rate = 0.01
     config.hidden_units = (10,)  # of RELAX's control variate
     config.variance_draws = 10_000  # at a frozen theta, for the variance of the gradient
-    config.seed = 0
-    config.log_every = 200
+    config.log_every = 500
     config.jit_compile = True
-    config.steps_per_execution = 100
     config.verbose = 1
     return config

@@ -1,6 +1,7 @@
 """What every experiment shares: its workdir, checkpoints, `metrics.csv`, and how it resumes.
 
     workdir/config.json              the run's configuration
+    workdir/provenance.json          the commands and commits that it was run with
     workdir/metrics.csv              one row each `log_every` steps
     workdir/checkpoints/NAME.keras   model, optimizers and noise state at the last row
     workdir/checkpoints/best.keras   (vae) the same at the best row
@@ -22,6 +23,8 @@ import math
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from typing import Any
@@ -31,12 +34,8 @@ import ml_collections
 
 # May change when a run is resumed: how long, and how it is executed.
 _MAY_CHANGE = {
-    "steps",
-    "verbose",
-    "data_dir",
-    "jit_compile",
-    "steps_per_execution",
-    "iwae_samples",
+    *("steps", "episodes", "seeds", "iwae_samples", "verbose", "render", "data_dir"),
+    *("jit_compile", "steps_per_execution", "threads"),
 }
 
 
@@ -62,6 +61,7 @@ class Workdir:
                     error.errno, f"--workdir cannot be written: {error.strerror}", str(folder)
                 ) from error
         self._agree(json.loads(config.to_json_best_effort()))
+        self._note_provenance()
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -93,6 +93,27 @@ class Workdir:
                     f"{sorted(changed)}. Choose another --workdir or remove this one."
                 )
         replace_file(file, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+
+    def _note_provenance(self) -> None:
+        """Appends this command and commit to those that an earlier start left."""
+        file = self.path / "provenance.json"
+        entries = json.loads(file.read_text()) if file.exists() else []
+        entry = {"command": " ".join(sys.argv), "commit": commit()}
+        if entry not in entries:
+            text = json.dumps([*entries, entry], indent=2) + "\n"
+            replace_file(file, lambda path: path.write_text(text))
+
+
+def commit() -> str:
+    """The commit that is running, `-dirty` with changes to it; `"unknown"` outside of git."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unknown"
 
 
 def replace_file(path: pathlib.Path, write) -> None:
@@ -245,13 +266,16 @@ class MetricsCSV(keras.callbacks.Callback):
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, as numbers; none if there is no file."""
+    """The rows of a `metrics.csv`, as numbers, NaN where empty; none if there is no file."""
     if not path.exists():
         return []
     try:
         with path.open(newline="") as file:
             return [
-                {key: int(value) if key == "step" else float(value) for key, value in row.items()}
+                {
+                    key: int(value) if key == "step" else float(value or "nan")
+                    for key, value in row.items()
+                }
                 for row in csv.DictReader(file, strict=True)
             ]
     except (ValueError, TypeError, csv.Error) as error:

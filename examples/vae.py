@@ -34,16 +34,11 @@ from examples.runs import (
     Checkpoint,
     MetricsCSV,
     Workdir,
-    read_metrics,
     replace_file,
     stop_on_nan,
     tensorboard,
 )
 from examples.vae_models import build_model, prior_means, reconstructions, stochastic_layers
-
-_CONFIG = config_flags.DEFINE_config_file("config")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_EVALUATE = flags.DEFINE_bool("evaluate", False, "Only write results.json, without training.")
 
 _BEST = "best.keras"  # the row with the best validation ELBO
 
@@ -109,29 +104,32 @@ def evaluate(
     """Bounds on the validation images at the last checkpoint and at the best one.
 
     Writes `results.json`, leaves the checkpoints alone, and leaves the last one in `model`.
+
+    Raises:
+        ValueError: if `workdir` holds no checkpoint.
     """
     folder = Workdir(workdir, config)
+    last = Checkpoint(folder.checkpoints / "vae.keras")
+    if not last.path.exists():
+        raise ValueError(f"there is nothing to evaluate: {last.path} does not exist.")
     images = load_images(config) if images is None else images
     model = compiled_model(config, images) if model is None else model
-    rows = [row for row in read_metrics(folder.metrics) if row["step"] > 0]
-    checkpoint = Checkpoint(folder.checkpoints / "vae.keras")
-    results = {
-        "images": len(images.validation),
-        "samples": config.iwae_samples,
-        "train_elbo_best": max((row["train_elbo"] for row in rows), default=None),
-    }
-    if (folder.checkpoints / _BEST).exists():
-        model.load_weights(folder.checkpoints / _BEST)
-        best_row = max(rows, key=lambda row: row["validation_elbo"])
-        bounds = importance_weighted_bound(model, images.validation, config.iwae_samples)
-        results["best"] = {"step": best_row["step"], **bounds._asdict()}
-    step = checkpoint.restore(model)
-    bounds = importance_weighted_bound(model, images.validation, config.iwae_samples)
-    results["last"] = {"step": step, **bounds._asdict()}
+    results = {"images": len(images.validation), "samples": config.iwae_samples}
+    for name, checkpoint in (("best", Checkpoint(folder.checkpoints / _BEST)), ("last", last)):
+        if checkpoint.path.exists():
+            step = checkpoint.restore(model)
+            bounds = importance_weighted_bound(model, images.validation, config.iwae_samples)
+            results[name] = {"step": step, **bounds._asdict()}
     text = json.dumps(results, indent=2) + "\n"
     replace_file(folder.path / "results.json", lambda path: path.write_text(text))
-    checkpoint.restore(model)
+    last.restore(model)
     return results
+
+
+def stored_config(workdir: str) -> ml_collections.ConfigDict:
+    """The configuration of the run that `workdir` holds."""
+    text = (pathlib.Path(workdir) / "config.json").read_text()
+    return ml_collections.ConfigDict(json.loads(text))
 
 
 def _print_bounds(results: dict[str, Any]) -> None:
@@ -215,9 +213,11 @@ def main(argv):
             raise app.UsageError("--config is required, except with --evaluate.")
         train_and_evaluate(config, workdir)
         return
-    stored = json.loads((pathlib.Path(workdir) / "config.json").read_text())
-    _print_bounds(evaluate(config or ml_collections.ConfigDict(stored), workdir))
+    _print_bounds(evaluate(config or stored_config(workdir), workdir))
 
 
 if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    _EVALUATE = flags.DEFINE_bool("evaluate", False, "Only write results.json, without training.")
     app.run(main)

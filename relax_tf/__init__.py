@@ -4,7 +4,14 @@ from relax_tf.requirements import check_requirements
 
 check_requirements()
 
-from relax_tf import control_variates, diagnostics, distributions, estimators, losses  # noqa: E402
+from relax_tf import (  # noqa: E402
+    control_variates,
+    diagnostics,
+    distributions,
+    estimators,
+    losses,
+    policy_gradients,
+)
 from relax_tf.layers import (  # noqa: E402
     StochasticBinaryLayer,
     StochasticCategoricalLayer,
@@ -27,4 +34,5 @@ __all__ = [
     "distributions",
     "estimators",
     "losses",
+    "policy_gradients",
 ]

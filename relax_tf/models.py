@@ -27,7 +27,8 @@ from relax_tf.estimators.estimate import (
 from relax_tf.folding import fold, folded, tile, unfold
 from relax_tf.graph import may_depend
 from relax_tf.layers import StochasticLayer
-from relax_tf.optimizers import wrap_optimizer
+from relax_tf.learning import learning
+from relax_tf.optimizers import relax_optimizer, wrap_optimizer
 from relax_tf.particles import estimate_particles, shared_particles
 from relax_tf.passes import EvaluationPass, Latent, Pass, Replay, TrainingPass
 from relax_tf.seeds import load_seeds, save_seeds
@@ -278,7 +279,8 @@ class RelaxTrainer:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         scale = self.optimizer.scale_loss(1.0 / replicas)
-        with tf.GradientTape() as tape:
+        due = relax_optimizer(self.optimizer).control_variate_due
+        with tf.GradientTape() as tape, learning(due):
             result, hard, y_pred = self._estimate(x, y, sample_weight)
             # The two share no path to any variable, so one backward pass serves both.
             total = scale * (result.surrogate + result.control_variate_loss)
@@ -300,6 +302,7 @@ class RelaxTrainer:
                     "control_variate_norm": norm / scale,
                 },
                 examples=_batch_size(x),
+                learned=due,
             )
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         if any(not latent.layer.estimator.hard for latent in hard.latents.values()):

@@ -3,9 +3,10 @@
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
-from relax_tf.validation import positive_number
+from relax_tf.validation import positive_integer, positive_number
 
 
 class _BySide(keras.optimizers.OptimizerMap):
@@ -35,11 +36,13 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         optimizer: for the model: a Keras optimizer, or its id.
         control_variate_optimizer: for the control variates; by default a fresh copy of the
             first, with state of its own.
+        control_variate_update_every: k, at least 1: the control variates learn in every k-th
+            step. The estimates stay unbiased, and the steps between cost less.
         loss_scale_factor, name: as in any Keras optimizer.
 
     Raises:
-        TypeError: if one of them is not an optimizer.
-        ValueError: if both are the same object, or one is itself a wrapper.
+        TypeError: if one of them is not an optimizer, or k not an integer.
+        ValueError: if k is below 1, if both are the same object, or one is itself a wrapper.
 
     Example:
 
@@ -60,9 +63,11 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         self,
         optimizer: keras.optimizers.Optimizer | str,
         control_variate_optimizer: keras.optimizers.Optimizer | str | None = None,
+        control_variate_update_every: int = 1,
         loss_scale_factor: float | None = None,
         name: str = "relax_optimizer",
     ):
+        every = positive_integer(control_variate_update_every, "control_variate_update_every")
         optimizer = _plain(optimizer, "optimizer")
         if control_variate_optimizer is None:
             config = {**optimizer.get_config(), "name": "control_variate_optimizer"}
@@ -78,6 +83,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         by_side = _BySide(optimizer, control_variate_optimizer)
         loss_scale_factor = loss_scale_factor or optimizer.loss_scale_factor
         super().__init__(by_side, loss_scale_factor=loss_scale_factor, name=name)
+        self.control_variate_update_every = every
 
     @property
     def optimizers(self):
@@ -105,10 +111,34 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         sides = [[] for _ in self._inner_optimizers]
         for grad, variable in zip(grads, trainable_variables, strict=True):
             sides[self._var_to_optimizer_idx[self._var_key(variable)]].append((grad, variable))
-        for optimizer, pairs in zip(self._inner_optimizers, sides, strict=True):
-            if pairs:
-                optimizer.apply(*map(list, zip(*pairs, strict=True)))
+        of_model, of_control_variates = sides
+        self._apply_side(self.optimizer, of_model)
+        if self.control_variate_due is None:
+            self._apply_side(self.control_variate_optimizer, of_control_variates)
+        else:
+            tf.cond(
+                self.control_variate_due,
+                lambda: self._apply_side(self.control_variate_optimizer, of_control_variates),
+                lambda: None,
+            )
         self.iterations.assign_add(1)
+
+    @staticmethod
+    def _apply_side(optimizer: keras.optimizers.Optimizer, pairs: list) -> None:
+        if pairs:
+            optimizer.apply(*map(list, zip(*pairs, strict=True)))
+
+    @property
+    def control_variate_due(self) -> tf.Tensor | None:
+        """Whether the control variates learn in this step; None if they do in every step."""
+        if self.control_variate_update_every == 1:
+            return None
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise ValueError(
+                "`control_variate_update_every` must be 1 on several replicas. "
+                f"Received: {self.control_variate_update_every}"
+            )
+        return self.iterations % self.control_variate_update_every == 0
 
     @property
     def learning_rate(self) -> Any:
@@ -123,6 +153,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         return {
             "optimizer": keras.optimizers.serialize(self.optimizer),
             "control_variate_optimizer": keras.optimizers.serialize(self.control_variate_optimizer),
+            "control_variate_update_every": self.control_variate_update_every,
             "loss_scale_factor": self.loss_scale_factor,
             "name": self.name,
         }
@@ -163,3 +194,8 @@ def wrap_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Op
     inner = RelaxOptimizer(optimizer.inner_optimizer)
     config = {**optimizer.get_config(), "inner_optimizer": keras.optimizers.serialize(inner)}
     return keras.optimizers.LossScaleOptimizer.from_config(config)
+
+
+def relax_optimizer(optimizer: keras.optimizers.Optimizer) -> RelaxOptimizer:
+    """The `RelaxOptimizer` in what `wrap_optimizer` returned."""
+    return optimizer if isinstance(optimizer, RelaxOptimizer) else optimizer.inner_optimizer

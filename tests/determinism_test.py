@@ -72,7 +72,7 @@ def random_things():
     theta = tf.zeros([2, 50])
     dists = Bernoulli(theta), OneHotCategorical(theta), Normal(theta, theta + 1)
     draws = [dist.draw().z for dist in dists]
-    estimator = estimators.Relax(relax_tf.control_variates.mlp([3]), coupled=False)
+    estimator = estimators.Relax(relax_tf.control_variates.MLP([3]), coupled=False)
 
     def estimate():
         return estimator.estimate(dists[0], lambda b: tf.reduce_sum(b, -1)).gradient

@@ -98,16 +98,6 @@ def test_damaged_checkpoint_is_named(tmp_path, data_dir):
     assert process.returncode != 0
 
 
-def test_toy_reproduces_figure_one_in_small(tmp_path):
-    run("toy", "toy", tmp_path, "--config.steps=2000", "--config.target=0.45")
-    rows = {name: read_metrics(tmp_path / name / "metrics.csv") for name in ("reinforce", "relax")}
-    assert rows["relax"][-1]["loss"] < 0.2475  # 0.25 at the start, 0.2025 at the optimum
-    assert rows["relax"][-1]["log_variance"] < rows["reinforce"][-1]["log_variance"] - 2
-    assert (tmp_path / "figures" / "toy.png").stat().st_size > 10_000
-    combined = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert combined[0] == "estimator,step,loss,log_variance,theta,seconds"
-
-
 def test_black_box_trains_resumes_and_collects(tmp_path):
     overrides = ["--config.log_every=100", "--config.num_seeds=1", "--config.variance_draws=20"]
     run("black_box", "black_box", tmp_path, *overrides, "--config.steps=200")
@@ -161,6 +151,7 @@ def test_categorical_vae_improves(tmp_path, data_dir):
     reason="TFDS_DATA_DIR is not set or holds no mnist",
 )
 def test_vae_trains_on_mnist(tmp_path):
-    run("vae", "vae_mnist", tmp_path, "--config.steps=400", "--config.log_every=200")
+    overrides = ["--config.steps=400", "--config.log_every=200", "--config.iwae_samples=2"]
+    run("vae", "vae_mnist", tmp_path, *overrides)
     rows = read_metrics(tmp_path / "metrics.csv")
     assert rows[-1]["validation_elbo"] > rows[0]["validation_elbo"] + 20

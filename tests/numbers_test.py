@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 import relax_tf
 from relax_tf import estimators
-from relax_tf.control_variates import mlp
+from relax_tf.control_variates import MLP
 from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
 from tests.problems import shake
 
@@ -50,9 +50,9 @@ def make_estimator(draw, name):
     settings = {key: draw(values) for key, values in SETTINGS.get(name, {}).items()}
     cls = type(estimators.get(name))
     if "control_variate" in cls().get_config():
-        settings["control_variate"] = mlp([4])
+        settings["control_variate"] = MLP([4])
     if name == "nvil":
-        settings["baseline"] = mlp([4])
+        settings["baseline"] = MLP([4])
     return cls(**settings)
 
 

@@ -82,3 +82,36 @@ def test_warm_up_moves_the_control_variates_alone():
     for path in start:
         assert np.any(warm[path] != start[path]) == (path in phi), path
         assert np.any(trained[path] != warm[path]), path
+
+
+@pytest.mark.parametrize("mode", [{"run_eagerly": True}, {"jit_compile": True}])
+def test_control_variates_learn_in_every_third_step(mode):
+    inputs = keras.Input([3])
+    outputs = relax_tf.StochasticBinaryLayer(2, "relaxed_rebar", name="b")(inputs)
+    model = relax_tf.RelaxModel(inputs, outputs)
+    adam = keras.optimizers.Adam
+    optimizer = relax_tf.RelaxOptimizer(adam(0.01), adam(0.01), control_variate_update_every=3)
+    model.compile(optimizer, loss="mse", **mode)
+    x, y = np.ones([4, 3], "float32"), np.full([4, 2], 0.3, "float32")
+    model.train_on_batch(x, y)  # the first step, in which they learn
+    phi = model.get_layer("b").estimator.trainable_variables
+    changed, norms = [], []
+    for _ in range(6):
+        before = [variable.numpy() for variable in (model.get_layer("b").kernel, *phi)]
+        model.reset_metrics()
+        logs = model.train_on_batch(x, y, return_dict=True)
+        after = [variable.numpy() for variable in (model.get_layer("b").kernel, *phi)]
+        moved = [(a != b).any() for a, b in zip(before, after, strict=True)]
+        assert moved[0]
+        changed.append(any(moved[1:]))
+        norms.append(logs["b_control_variate_norm"])
+    assert changed == [False, False, True] * 2
+    assert [norm > 0 for norm in norms] == changed
+    assert int(optimizer.control_variate_optimizer.iterations) == 3
+    assert int(optimizer.iterations) == 7
+
+
+def test_config_keeps_how_often_control_variates_learn():
+    optimizer = relax_tf.RelaxOptimizer("adam", control_variate_update_every=4)
+    copy = relax_tf.RelaxOptimizer.from_config(optimizer.get_config())
+    assert copy.control_variate_update_every == 4

@@ -106,7 +106,7 @@ def compare(
     Raises:
         TypeError: if `build_model` is no function, or does not return RelaxModels, or if
             `estimators` is not a list of ids.
-        ValueError: if that list is empty, if a number is out of its range, or if `adapt_data` ends
+        ValueError: if that list is empty, a number is out of its range, or `adapt_data` ends
             before `adapt_steps`.
 
     Example:
@@ -125,7 +125,7 @@ def compare(
     function(build_model, "build_model")
     estimators = _checked_ids(estimators)
     if adapt_steps != 0:
-        adapt_steps = positive_integer(adapt_steps, "adapt_steps")
+        positive_integer(adapt_steps, "adapt_steps")
     x, y = (
         None if part is None else keras.tree.map_structure(tf.convert_to_tensor, part)
         for part in (x, y)
@@ -175,7 +175,7 @@ def _adapt(model: RelaxTrainer, data: Iterable[tuple[Any, Any]], steps: int) -> 
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     model.optimizer.build(model.trainable_variables)
 
-    @tf.function(jit_compile=model.jit_compile is True, autograph=False)
+    @tf.function(jit_compile=model.jit_compile is True)
     def step(x, y):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in phi])

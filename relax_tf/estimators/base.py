@@ -4,6 +4,7 @@ The mathematics is in pure functions beside each class. Data flows one way: a dr
 its sample, the gradient, and what `phi` minimises.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -21,6 +22,7 @@ from relax_tf.estimators.estimate import (
     package,
     second_moment,
 )
+from relax_tf.learning import if_due
 
 _EXAMPLES = {
     "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",
@@ -206,8 +208,13 @@ class Estimator(keras.layers.Layer):
         cost: Cost,
         context: tf.Tensor | None,
         seed: tf.Tensor,
+        objective: Callable[[Any], tf.Tensor] = second_moment,
     ) -> Estimate:
-        """`estimate` for a sample whose cost `f_b` is known already."""
+        """`estimate` for a sample whose cost `f_b` is known already.
+
+        `objective` turns the gradient per example into the scalar that phi minimises, unless the
+        estimator has a loss of its own.
+        """
         if not self.built:
             context_shape = None if context is None else tuple(context.shape)
             self.build(tuple(dist.shape), context_shape)
@@ -218,29 +225,40 @@ class Estimator(keras.layers.Layer):
             cost,
             None if context is None else tf.stop_gradient(context),
             fold_in(seed, 1),
+            objective=objective,
         )
         return package(dist, sample, self.combine(f_b), gradient, loss)
 
-    def _learn(self, *args) -> tuple[Any, tf.Tensor]:
+    def _learn(self, *args, objective) -> tuple[Any, tf.Tensor]:
         """The gradient, cut off, and the loss of phi, cut off from everything but phi (eq. 16)."""
         phi = [variable.value for variable in self.trainable_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(phi)
             gradient, loss = self.estimate_gradient(*args)
-            loss = second_moment(gradient) if loss is None else loss
+            if loss is None:
+                loss = objective(gradient)
+            elif objective is not second_moment:
+                raise ValueError(
+                    f"estimator {self.name!r} ({type(self).__name__}) trains on a loss of its own "
+                    f"and can have no other objective. Received: objective={objective!r}"
+                )
         gradient = tf.nest.map_structure(tf.stop_gradient, gradient)
         if not phi:
             return gradient, tf.stop_gradient(loss)
-        phi_gradients = tape.gradient(loss, phi)
-        for variable, phi_gradient in zip(self.trainable_variables, phi_gradients, strict=True):
-            if phi_gradient is None:
+        values = [tf.convert_to_tensor(value) for value in phi]
+        phi_gradients = if_due(lambda: self._phi_gradients(tape, loss, phi), values)
+        return gradient, attach_gradient(loss, values, phi_gradients)
+
+    def _phi_gradients(self, tape, loss, phi) -> list[tf.Tensor]:
+        gradients = tape.gradient(loss, phi)
+        for variable, gradient in zip(self.trainable_variables, gradients, strict=True):
+            if gradient is None:
                 raise ValueError(
                     f"the control variate's variable {variable.path!r} receives no gradient from "
                     f"the loss of estimator {self.name!r}: it would stay untrained. Use it in the "
                     "control variate, or set `trainable=False`."
                 )
-        values = [tf.convert_to_tensor(value) for value in phi]
-        return gradient, attach_gradient(loss, values, phi_gradients)
+        return gradients
 
 
 def _checked_context(dist: Distribution, context: Any) -> tf.Tensor:

@@ -26,6 +26,8 @@ class Nvil(Estimator):
         baseline: a Keras layer or model from the flattened context, `[batch, features]`, to
             `[batch, 1]` or `[batch]`. By default `relax_tf.control_variates.MLP()`.
         decay: in [0, 1), of the moving averages: the weight of a batch relative to the next one.
+            None: no moving averages, `c = 0`; in reinforcement learning, with the state as the
+            context, that is the advantage actor-critic (A2C).
         normalize_variance: divides the gradient by `max(1, s)`, where `s` is the standard
             deviation of the centred costs of past batches (their variance normalisation). It
             rescales the gradient, by a factor that changes slowly: with it the expectation is
@@ -33,7 +35,8 @@ class Nvil(Estimator):
 
     Raises:
         TypeError: if `baseline` is not a Keras layer or an argument is of the wrong type.
-        ValueError: if `decay` is not in [0, 1), if the baseline has no output of shape
+        ValueError: if `decay` is not in [0, 1), if it is None although the variance is to be
+            normalised, if the baseline has no output of shape
             `[batch, 1]` or `[batch]`, or if `estimate` gets no context although an earlier call
             had one.
 
@@ -50,7 +53,7 @@ class Nvil(Estimator):
     def __init__(
         self,
         baseline: keras.layers.Layer | None = None,
-        decay: float = 0.8,
+        decay: float | None = 0.8,
         normalize_variance: bool = False,
         **kwargs,
     ):
@@ -62,9 +65,16 @@ class Nvil(Estimator):
                 f"{baseline!r} (of type {type(baseline).__name__})"
             )
         self.baseline = baseline
-        self.decay = decay_rate(decay, "decay")
+        self.decay = decay if decay is None else decay_rate(decay, "decay")
         self.normalize_variance = boolean(normalize_variance, "normalize_variance")
-        self.past = MovingMoments(self.decay, dtype=self.dtype_policy, name="past")
+        if self.normalize_variance and self.decay is None:
+            raise ValueError(
+                "`normalize_variance` needs the moving averages. Received: decay=None with "
+                "normalize_variance=True"
+            )
+        self.past = None
+        if self.decay is not None:
+            self.past = MovingMoments(self.decay, dtype=self.dtype_policy, name="past")
         self._sees_context = False
 
     def build(self, theta_shape, context_shape=None):
@@ -87,7 +97,9 @@ class Nvil(Estimator):
         return f_b - evaluate_network(self.baseline, tf.cast(context, f_b.dtype))
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
-        signal = self.baseline_error(f_b, context) - tf.cast(self.past.mean(), f_b.dtype)
+        signal = self.baseline_error(f_b, context)
+        if self.past is not None:
+            signal -= tf.cast(self.past.mean(), f_b.dtype)
         credit = tf.stop_gradient(signal)
         if self.normalize_variance:
             credit /= tf.maximum(tf.cast(self.past.standard_deviation(), f_b.dtype), 1.0)
@@ -95,7 +107,8 @@ class Nvil(Estimator):
         return gradient, batch_mean(tf.square(signal))
 
     def observe(self, f_b, context):
-        self.past.update(self.baseline_error(f_b, context))
+        if self.past is not None:
+            self.past.update(self.baseline_error(f_b, context))
 
     def get_config(self) -> dict[str, Any]:
         network = None if self._is_default else keras.saving.serialize_keras_object(self.baseline)

@@ -264,27 +264,25 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
         return 1.0
 
     def terms(self, dist, cost, context):
-        network = self.control_variate
+        network, scale = self.control_variate, self.network_scale(dist.dtype)
 
-        def evaluate(z: tf.Tensor) -> tf.Tensor:
-            r = evaluate_network(network, self.network_input(dist, z), context)
-            return self.network_scale(r.dtype) * r
+        def r(z: tf.Tensor) -> tf.Tensor:
+            return scale * evaluate_network(network, self.network_input(dist, z), context)
 
-        def differentiate(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        def differentiated(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(z)
                 seen = self.network_input(dist, z)
-            r, dr_dseen = differentiate_network(network, seen, context)
-            if dr_dseen is None:
-                return r, None
-            scale = self.network_scale(r.dtype)
-            return scale * r, scale * tape.gradient(seen, z, output_gradients=dr_dseen)
+            value, derivative = differentiate_network(network, seen, context)
+            if derivative is not None:
+                derivative = scale * tape.gradient(seen, z, output_gradients=derivative)
+            return scale * value, derivative
 
         complaint = (
             f"the control variate of estimator {self.name!r} has no gradient with respect to its "
             "input, so it cannot follow z. Pass a layer that is differentiable in its input."
         )
-        return [Term(evaluate, complaint, differentiate), *super().terms(dist, cost, context)]
+        return [Term(r, complaint, differentiated), *super().terms(dist, cost, context)]
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -255,6 +255,12 @@ class _Tracked:
         if name not in self.metrics:
             self.metrics[name] = keras.metrics.Mean(name=f"{self._layer_name}_{name}")
 
-    def update(self, values: dict[str, tf.Tensor], examples: tf.Tensor) -> None:
+    def update(
+        self, values: dict[str, tf.Tensor], examples: tf.Tensor, learned: tf.Tensor | None
+    ) -> None:
+        """Takes in a step's values; the norm only if the control variate `learned` (None: yes)."""
         for name, metric in self.metrics.items():
-            metric.update_state(values[name], sample_weight=examples)
+            weight = tf.cast(examples, metric.dtype)
+            if learned is not None and name == "control_variate_norm":
+                weight *= tf.cast(learned, metric.dtype)
+            metric.update_state(values[name], sample_weight=weight)

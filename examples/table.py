@@ -1,0 +1,325 @@
+"""Regenerates the tables and figures of the VAE experiments from stored results.
+
+    python -m examples.table
+
+reads `examples/results/**/{metrics.csv, config.json, results.json, provenance.json}` of VAE runs
+and writes `examples/results/vae.md` and `vae_DATASET_ARCHITECTURE.png` beside it. `--results=DIR`
+does the same for another folder, also for the workdirs of runs that are going on. Runs below a
+folder named `sweeps` are short ones by which settings were chosen; they have a table of their own.
+"""
+
+import importlib
+import json
+import math
+import pathlib
+import shlex
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+from examples import figures
+from examples.runs import read_metrics
+
+# Table 1 of the paper: training ELBO in nats, best over training; its REBAR is "REBAR ours".
+PAPER = {
+    ("mnist", "linear1"): {
+        "nvil": -112.5,
+        "muprop": -111.7,
+        "rebar": -111.66,
+        "relaxed_rebar": -111.22,
+    },
+    ("mnist", "linear2"): {
+        "nvil": -99.6,
+        "muprop": -99.07,
+        "rebar": -98.23,
+        "relaxed_rebar": -98.04,
+    },
+    ("mnist", "nonlinear"): {
+        "nvil": -102.2,
+        "muprop": -101.5,
+        "rebar": -83.02,
+        "relaxed_rebar": -79.49,
+    },
+    ("omniglot", "linear1"): {
+        "nvil": -117.44,
+        "muprop": -117.09,
+        "rebar": -116.75,
+        "relaxed_rebar": -116.62,
+    },
+    ("omniglot", "linear2"): {
+        "nvil": -109.98,
+        "muprop": -109.55,
+        "rebar": -108.74,
+        "relaxed_rebar": -108.59,
+    },
+    ("omniglot", "nonlinear"): {
+        "nvil": -110.4,
+        "muprop": -109.58,
+        "rebar": -62.28,
+        "relaxed_rebar": -58.55,
+    },
+}
+PAPER_STEPS = 2_000_000
+
+# Fields that a rerun does not need: where data and time go, not what comes out.
+_NOT_IN_COMMAND = {"data_dir", "verbose", "jit_compile", "steps_per_execution"}
+
+
+class Run(NamedTuple):
+    """The stored results of one run."""
+
+    name: str
+    is_sweep: bool
+    config: dict[str, Any]
+    rows: list[dict[str, float]]
+    results: dict[str, Any]  # of the last evaluation; {} if there was none
+    provenance: list[dict[str, str]]
+
+    @property
+    def problem(self) -> tuple[str, str]:
+        return self.config["dataset"], self.config["architecture"]
+
+    @property
+    def last(self) -> dict[str, float]:
+        return self.rows[-1]
+
+    def best(self, column: str) -> float:
+        """The highest value of a column after step 0."""
+        values = [row[column] for row in self.rows if row["step"] and not math.isnan(row[column])]
+        return max(values, default=math.nan)
+
+    @property
+    def paper(self) -> float | None:
+        """The paper's training ELBO; it speaks of the full datasets."""
+        if self.config.get("splits"):
+            return None
+        return PAPER.get(self.problem, {}).get(self.config["estimator"])
+
+    @property
+    def commits(self) -> str:
+        return ", ".join(dict.fromkeys(entry["commit"] for entry in self.provenance)) or "?"
+
+
+def read_runs(folder: pathlib.Path) -> list[Run]:
+    """The VAE runs below a folder that have at least one row after step 0, sorted by name."""
+    runs = []
+    for file in sorted(folder.rglob("config.json")):
+        config, rows = json.loads(file.read_text()), read_metrics(file.parent / "metrics.csv")
+        if "architecture" in config and rows and rows[-1]["step"] > 0:
+            place = file.parent.relative_to(folder)
+            runs.append(
+                Run(
+                    name=str(place),
+                    is_sweep="sweeps" in place.parts,
+                    config=config,
+                    rows=rows,
+                    results=_json(file.parent / "results.json", {}),
+                    provenance=_json(file.parent / "provenance.json", []),
+                )
+            )
+    return runs
+
+
+def _json(file: pathlib.Path, default: Any) -> Any:
+    return json.loads(file.read_text()) if file.exists() else default
+
+
+def command(run: Run) -> str:
+    """The command that repeats a run: the Table 1 config, and every field that differs from it."""
+    row = "-".join([*run.problem, run.config["estimator"]])
+    module = importlib.import_module("configs.vae_table1")
+    base = json.loads(module.get_config(row).to_json_best_effort())
+    changed = {
+        key: value
+        for key, value in run.config.items()
+        if value != base.get(key) and key not in _NOT_IN_COMMAND and key in base
+    }
+    changed["steps"] = run.last["step"]
+    changed["seed"] = run.config["seed"]
+    overrides = [f"--config.{key}={_flag(value)}" for key, value in sorted(changed.items())]
+    start = ["python", "-m", "examples.vae", f"--config=configs/vae_table1.py:{row}"]
+    return shlex.join([*start, "--workdir=DIR", *overrides])
+
+
+def _flag(value: Any) -> str:
+    if isinstance(value, list):
+        return str(tuple(value)).replace(" ", "")
+    return str(value)
+
+
+def markdown(runs: list[Run]) -> str:
+    """The page with all tables."""
+    finals = [run for run in runs if not run.is_sweep]
+    sweeps = [run for run in runs if run.is_sweep]
+    problems = list(dict.fromkeys(run.problem for run in finals))
+    parts = [_HEAD]
+    for problem in sorted(problems):
+        chosen = sorted((run for run in finals if run.problem == problem), key=_by_best)
+        parts += [f"## {problem[0]}, {problem[1]}", _table(chosen)]
+        parts.append("\n".join(_verdict(run) for run in chosen))
+        parts.append(f"![curves](vae_{problem[0]}_{problem[1]}.png)")
+    if finals:
+        parts += ["## Commands", _commands(finals)]
+    if sweeps:
+        parts += ["## Short runs that chose the settings", _sweep_table(sweeps)]
+    return "\n\n".join(parts) + "\n"
+
+
+_HEAD = """# Discrete VAEs: results
+
+Written by `python -m examples.table` from the stored runs; do not edit.
+
+All figures are in nats. The training ELBO is the mean of one-sample estimates over the steps
+between two rows of `metrics.csv`, best over training (`concrete` and `vimco`: of what they
+optimise, which is no ELBO). The validation ELBO is a one-sample estimate at the end of such a
+stretch, best over training. The bound is the importance-weighted one on the validation images, at
+the checkpoint with the best validation ELBO. Images are binarised once, by `static_bernoulli`
+(where a run has another binarisation, its command says so); how the paper binarised its images is
+not known, and likelihoods depend on it. The paper trained 2 000 000 steps."""
+
+
+def _by_best(run: Run) -> float:
+    return -run.best("train_elbo")
+
+
+def _table(runs: list[Run]) -> str:
+    header = (
+        "estimator",
+        "steps",
+        "rate",
+        "training ELBO",
+        "paper",
+        "difference",
+        "validation ELBO",
+        "IW bound",
+        "hours",
+        "seed",
+        "commit",
+        "run",
+    )
+    return _rows(
+        header,
+        [
+            (
+                f"`{run.config['estimator']}`",
+                f"{run.last['step']:,}".replace(",", " "),
+                f"{run.config['learning_rate']:g}",
+                f"{run.best('train_elbo'):.2f}",
+                "" if run.paper is None else f"{run.paper:.2f}",
+                "" if run.paper is None else f"{run.best('train_elbo') - run.paper:+.2f}",
+                f"{run.best('validation_elbo'):.2f}",
+                _bound(run),
+                f"{run.last['seconds'] / 3600:.1f}",
+                run.config["seed"],
+                run.commits,
+                f"[{run.name}]({run.name}/metrics.csv)",
+            )
+            for run in runs
+        ],
+    )
+
+
+def _bound(run: Run) -> str:
+    """The bound at the best checkpoint; with its step, if the run has gone on since."""
+    if "best" not in run.results:
+        return ""
+    bound, step = f"{run.results['best']['bound']:.2f}", run.results["last"]["step"]
+    if run.results["samples"] != 100:
+        bound += f" (K = {run.results['samples']})"
+    return bound if step == run.last["step"] else f"{bound} (at {step:,})".replace(",", " ")
+
+
+def _verdict(run: Run) -> str:
+    """One sentence that says whether the paper's figure is reached."""
+    name, reached = run.config["estimator"], run.best("train_elbo")
+    at = f"after {run.last['step']:,} steps".replace(",", " ")
+    if run.paper is None:
+        return f"- `{name}` {at}: no figure in the paper for this data and estimator."
+    if reached >= run.paper:
+        return f"- `{name}` {at}: reaches the paper's {run.paper:.2f} ({reached - run.paper:+.2f})."
+    steps = run.last["step"]
+    share = "" if steps >= PAPER_STEPS else f", at {steps / PAPER_STEPS:.0%} of the paper's steps"
+    return f"- `{name}` {at}: **{run.paper - reached:.2f} nats short** of {run.paper:.2f}{share}."
+
+
+def _commands(runs: list[Run]) -> str:
+    lines = [f"# {run.name}\n{command(run)}" for run in runs]
+    return "```sh\n" + "\n".join(lines) + "\n```"
+
+
+def _sweep_table(runs: list[Run]) -> str:
+    header = (
+        "dataset",
+        "architecture",
+        "estimator",
+        "steps",
+        "rate",
+        "control variate's",
+        "last training ELBO",
+        "last validation ELBO",
+        "run",
+    )
+    ordered = sorted(
+        runs,
+        key=lambda run: (
+            run.problem,
+            run.config["estimator"],
+            run.last["step"],
+            -run.last["train_elbo"],
+        ),
+    )
+    return _rows(
+        header,
+        [
+            (
+                *run.problem,
+                f"`{run.config['estimator']}`",
+                f"{run.last['step']:,}".replace(",", " "),
+                f"{run.config['learning_rate']:g}",
+                f"{run.config['control_variate_learning_rate']:g}",
+                f"{run.last['train_elbo']:.2f}",
+                f"{run.last['validation_elbo']:.2f}",
+                f"[{pathlib.Path(run.name).name}]({run.name}/metrics.csv)",
+            )
+            for run in ordered
+        ],
+    )
+
+
+def _rows(header: tuple, rows: list[tuple]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def write(folder: pathlib.Path) -> list[Run]:
+    """Writes the page and the figures, and returns the runs that they show."""
+    runs = read_runs(folder)
+    (folder / "vae.md").write_text(markdown(runs))
+    finals = [run for run in runs if not run.is_sweep]
+    for problem in dict.fromkeys(run.problem for run in finals):
+        curves = [(_label(run), run.rows) for run in finals if run.problem == problem]
+        figures.comparison(
+            folder / f"vae_{problem[0]}_{problem[1]}.png",
+            curves,
+            ["train_elbo", "validation_elbo"],
+            ", ".join(problem),
+        )
+    return runs
+
+
+def _label(run: Run) -> str:
+    return f"{run.config['estimator']}, rate {run.config['learning_rate']:g}"
+
+
+def main(argv):
+    del argv
+    folder = pathlib.Path(_RESULTS.value)
+    runs = write(folder)
+    print(f"{len(runs)} runs. Wrote {folder / 'vae.md'} and figures beside it.")
+
+
+if __name__ == "__main__":
+    _RESULTS = flags.DEFINE_string(
+        "results", str(pathlib.Path(__file__).parent / "results"), "Folder with the runs."
+    )
+    app.run(main)

@@ -1,0 +1,316 @@
+"""Policy gradients: the estimators on trajectories, for agents of any make.
+
+In state `s_t` the policy has a distribution over actions, `theta_t` its parameters; the agent draws
+`z_t`, acts by `a_t = H(z_t)`, and later learns the return-to-go `R_t`. The actions cannot be taken
+again, so an estimator gets the draw of the past (`z`) and `-R_t` as a black-box cost of step t:
+estimators minimise. The steps are the batch, `[time]`; several episodes make one batch when they
+are concatenated, and padding is left out (`tf.boolean_mask`).
+
+| agent             | estimator                                  | its variables learn from   |
+|-------------------|--------------------------------------------|----------------------------|
+| REINFORCE         | `Reinforce()`                              | (it has none)              |
+| A2C               | `Nvil(baseline=value_network, decay=None)` | the value's squared error  |
+| RELAX, discrete   | `Relax(control_variate=network)`           | the gradient's variance    |
+| LAX, continuous   | `Lax(control_variate=network)`             | the gradient's variance    |
+
+With `g_t` the estimate at step t and `J_t = d theta_t / d weights`, the policy gradient of an
+episode is `sum_t J_t^T g_t`. The variance that trains a control variate can be measured in two
+places:
+
+| signal                  | minimises               | costs                                 |
+|-------------------------|-------------------------|---------------------------------------|
+| per step (default)      | `mean_t |g_t|^2`        | nothing beyond the estimate           |
+| `episode_second_moment` | `|mean_t J_t^T g_t|^2`, | a pass forward and back through the   |
+|                         | the paper's (5.3, 6.4)  | policy, and one back through that     |
+
+The first sees every step by itself: a signal of little noise, but blind to how steps add up in the
+weights. The second is the very quantity whose variance matters, but one number for an episode.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from relax_tf.distributions.base import Distribution, Draw
+from relax_tf.distributions.noise import fold_in, make_seed
+from relax_tf.distributions.one_hot_categorical import OneHotCategorical
+from relax_tf.estimators.base import Estimator
+from relax_tf.estimators.estimate import Estimate, second_moment
+
+
+def returns_to_go(
+    rewards: Any, discount: float | tf.Tensor = 1.0, bootstrap: float | tf.Tensor = 0.0
+) -> tf.Tensor:
+    """`R_t = r_t + discount_t R_{t+1}`, with `R_T = bootstrap` after the last step.
+
+    Exact for every discount, by recursive doubling: `log2(T)` vectorised passes.
+
+    Args:
+        rewards: `[time, ...]`, a reward for each step; integers count as float32.
+        discount: a number in [0, 1], or one for each step, of the shape of `rewards`; 0 at the
+            last step of an episode keeps concatenated episodes apart.
+        bootstrap: the value of what follows the last step, `[...]`: 0 where the episode ended, a
+            value estimate where it was cut off.
+
+    Returns:
+        The shape of `rewards`.
+
+    Raises:
+        TypeError: if an argument is not made of real numbers.
+        ValueError: if `rewards` lacks a time axis, a shape disagrees or a number is not in [0, 1].
+
+    Example:
+
+    >>> relax_tf.policy_gradients.returns_to_go([1.0, 0.0, 2.0], discount=0.5).numpy()
+    array([1.5, 1. , 2. ], dtype=float32)
+    """
+    rewards = _real(rewards, "rewards")
+    if rewards.shape.rank == 0:
+        raise ValueError("`rewards` need shape [time, ...]. Received shape: ()")
+    discount = _real(discount, "discount", rewards.dtype)
+    known = tf.get_static_value(discount)
+    if known is not None and not ((known >= 0) & (known <= 1)).all():
+        raise ValueError(f"`discount` must be in [0, 1]. Received: {known}")
+    if discount.shape.rank != 0 and not discount.shape.is_compatible_with(rewards.shape):
+        raise ValueError(
+            f"`discount` must be a number or have the shape of `rewards`, {tuple(rewards.shape)}. "
+            f"Received shape: {tuple(discount.shape)}"
+        )
+    bootstrap = _real(bootstrap, "bootstrap", rewards.dtype)
+    if bootstrap.shape.rank != 0 and not bootstrap.shape.is_compatible_with(rewards.shape[1:]):
+        raise ValueError(
+            f"`bootstrap` must have shape {tuple(rewards.shape[1:])}, that of `rewards` without "
+            f"time. Received shape: {tuple(bootstrap.shape)}"
+        )
+    # An affine map `R_{t+k} -> a_t + d_t R_{t+k}` stands at each t; k doubles until it leaves the
+    # episode. What follows the last step is one more step of its own, with nothing after it.
+    last = tf.broadcast_to(bootstrap, tf.shape(rewards)[1:])[tf.newaxis]
+    a = tf.concat([rewards, last], 0)
+    d = tf.concat([tf.broadcast_to(discount, tf.shape(rewards)), tf.zeros_like(last)], 0)
+
+    def doubled(k, a, d):
+        later_a, later_d = (tf.concat([x[k:], tf.zeros_like(x[:k])], 0) for x in (a, d))
+        return 2 * k, a + d * later_a, d * later_d
+
+    _, a, _ = tf.while_loop(
+        lambda k, a, d: k < tf.shape(a)[0],
+        doubled,
+        [1, a, d],
+        shape_invariants=[tf.TensorShape([]), a.shape, d.shape],
+    )
+    return a[:-1]
+
+
+def policy_gradient(
+    estimator: Estimator,
+    dist: Distribution,
+    action: Any,
+    state: Any,
+    returns: Any,
+    z: Any = None,
+    objective: Callable[[Any], tf.Tensor] = second_moment,
+    seed: Any = None,
+) -> Estimate:
+    """The policy gradient at the steps of a trajectory that was walked earlier.
+
+    Args:
+        estimator: of those that need the cost at the action taken only: `relax`, `lax`, `nvil`,
+            `reinforce`.
+        dist: the policy's distributions of actions in the states, theta of shape
+            `[time, *event]`: a `Normal`, a `Bernoulli`, or a `OneHotCategorical`.
+        action: the actions taken, `[time, *event]`; of a `OneHotCategorical` with one variable
+            also the integers `[time]`.
+        state: `[time, ...]`, what the control variate or the baseline sees beside the action, or
+            None. Whatever enters it must not depend on the action of its step.
+        returns: `[time]`, the return-to-go of each step.
+        z: `[time, *event]`, the variable that the action was read from, `a = H(z)`, drawn from
+            this theta: if theta is `log pi`, `log pi + Gumbel`, if it is other logits, those.
+            Discrete actions whose `z` was not kept get one from `p(z|a)`, which is as good.
+        objective: what the control variate minimises, as a function of the gradient: its
+            `second_moment` over the steps by default, or an `episode_second_moment`.
+        seed: None, an integer, a `keras.random.SeedGenerator` or a stateless seed: of a `z` that
+            has to be drawn, and of an estimator's own noise (`coupled=False`).
+
+    Returns:
+        An `Estimate` with `cost = -returns` and means over the steps: the gradient of its
+        `surrogate`, whose value is `-mean(returns)`, is `1 / T` of an unbiased estimate of the
+        gradient of minus the expected sum of rewards (each return weighted with
+        `discount ** t`, if rewards are discounted and that shall be exact).
+
+    Raises:
+        TypeError: if `estimator` is not an estimator or `dist` not a distribution, or an argument
+            is not made of numbers.
+        ValueError: if the estimator needs more of the cost than its value at the action taken, if
+            lengths or shapes disagree, or if the actions are not those that `z` stands for (where
+            values are known, not in a graph).
+
+    Example:
+
+    >>> weights = tf.Variable(tf.zeros([4, 2]))
+    >>> state = tf.random.normal([6, 4], seed=0)
+    >>> action = [0, 1, 1, 0, 1, 0]
+    >>> returns = relax_tf.policy_gradients.returns_to_go(tf.ones([6]), discount=0.99)
+    >>> estimator = relax_tf.estimators.get("relax")
+    >>> with tf.GradientTape() as tape:
+    ...     policy = relax_tf.distributions.OneHotCategorical(state @ weights)
+    ...     estimate = relax_tf.policy_gradients.policy_gradient(
+    ...         estimator, policy, action, state, returns
+    ...     )
+    >>> tape.gradient(estimate.surrogate, weights).shape
+    TensorShape([4, 2])
+    """
+    _check_estimator(estimator, dist)
+    action = _as_sample(action, dist)
+    _check_steps(action, dist, "action")
+    returns = _real(returns, "returns", dist.dtype)
+    if returns.shape.rank != 1:
+        raise ValueError(f"`returns` need shape [time]. Received shape: {tuple(returns.shape)}")
+    _check_steps(returns, dist, "returns")
+    if state is not None:
+        state = _real(state, "state")
+        _check_steps(state, dist, "state")
+    seed = make_seed(seed)
+    draw = _draw_of(dist.detached(), action, z, fold_in(seed, 2))
+    cost = -tf.stop_gradient(returns)
+    estimate = estimator.estimate_at(
+        dist, draw, draw.b, cost, lambda b: cost, state, seed, objective=objective
+    )
+    estimator.observe(cost, state)
+    return estimate
+
+
+def episode_second_moment(
+    policy: Callable[[tf.Tensor], Distribution], state: Any, variables: Sequence[Any]
+) -> Callable[[Any], tf.Tensor]:
+    """The paper's signal: the square of the episode's gradient in the policy's parameters.
+
+    Args:
+        policy: from states `[time, ...]` to the distribution of actions; the one that the
+            estimate is made with.
+        state: `[time, ...]`, of one episode.
+        variables: the policy's parameters.
+
+    Returns:
+        An `objective` for `policy_gradient`: from the gradient per step to the scalar
+        `|mean_t J_t^T g_t|^2`. It costs one more forward pass of the policy, one backward, and
+        one through that.
+
+    Raises:
+        TypeError: if `policy` is not callable.
+        ValueError: if there are no variables, or if theta depends on none of them.
+
+    Example:
+
+    >>> weights = tf.Variable(tf.ones([4, 2]))
+    >>> state, action, returns = tf.ones([3, 4]), [0, 1, 1], [3.0, 2.0, 1.0]
+    >>> policy = lambda state: relax_tf.distributions.OneHotCategorical(state @ weights)
+    >>> objective = relax_tf.policy_gradients.episode_second_moment(policy, state, [weights])
+    >>> estimate = relax_tf.policy_gradients.policy_gradient(
+    ...     relax_tf.estimators.get("relax"), policy(state), action, state, returns,
+    ...     objective=objective,
+    ... )
+    >>> float(estimate.control_variate_loss)  # the three steps cancel
+    0.0
+    """
+    if not callable(policy):
+        raise TypeError(f"`policy` must be callable. Received: {policy!r}")
+    values = [v.value if isinstance(v, keras.Variable) else v for v in variables]
+    if not values:
+        raise ValueError("`variables` must be the policy's parameters. Received: none")
+
+    def objective(gradient: Any) -> tf.Tensor:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            theta = tf.nest.flatten(policy(state).theta)
+        steps = tf.cast(tf.shape(theta[0])[0], theta[0].dtype)
+        totals = tape.gradient(theta, values, output_gradients=tf.nest.flatten(gradient))
+        totals = [total for total in totals if total is not None]
+        if not totals:
+            raise ValueError(
+                "the distribution of `policy` depends on none of the `variables`. Received: "
+                f"{[getattr(v, 'path', v) for v in variables]}"
+            )
+        return tf.add_n([tf.reduce_sum(tf.square(total / steps)) for total in totals])
+
+    return objective
+
+
+def _check_estimator(estimator: Estimator, dist: Distribution) -> None:
+    if not isinstance(estimator, Estimator):
+        raise TypeError(
+            "`estimator` must be an estimator of relax_tf.estimators. "
+            f"Received: {estimator!r} (of type {type(estimator).__name__})"
+        )
+    if not isinstance(dist, Distribution):
+        raise TypeError(
+            "`dist` must be a distribution of relax_tf.distributions. "
+            f"Received: {dist!r} (of type {type(dist).__name__})"
+        )
+    estimator.check_defined_for(type(dist))
+    if not estimator.needs_cost or estimator.evaluations != 1:
+        raise ValueError(
+            "a return is known at the action taken only, and has no derivative: use 'relax', "
+            "'lax', 'nvil' or 'reinforce'. Received: the estimator "
+            f"{type(estimator).__name__}, which needs more"
+        )
+
+
+def _real(value: Any, name: str, dtype: tf.DType | None = None) -> tf.Tensor:
+    """`value` as a float tensor, of `dtype` if one is given."""
+    try:
+        received = tf.convert_to_tensor(value).dtype
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be made of real numbers. Received: {value!r}") from error
+    if not (received.is_floating or received.is_integer):
+        raise TypeError(f"`{name}` must be made of real numbers. Received dtype: {received.name}")
+    if dtype is None:
+        dtype = tf.float64 if received == tf.float64 else tf.float32
+    # The hint keeps Python's numbers exact; tensors of another dtype are cast.
+    return tf.cast(tf.convert_to_tensor(value, dtype_hint=dtype), dtype)
+
+
+def _check_steps(value: tf.Tensor, dist: Distribution, name: str) -> None:
+    if value.shape.rank == 0 or not value.shape[:1].is_compatible_with(dist.shape[:1]):
+        raise ValueError(
+            f"`{name}` must have as many steps as the distribution, {dist.shape[0]}. "
+            f"Received shape: {tuple(value.shape)}"
+        )
+
+
+def _as_sample(action: Any, dist: Distribution) -> tf.Tensor:
+    """Actions in the shape of a sample; integers `[time]` name the classes of a categorical."""
+    action = _real(action, "action", dist.dtype)
+    if isinstance(dist, OneHotCategorical) and dist.shape.rank == 2 and action.shape.rank == 1:
+        known, classes = tf.get_static_value(action), dist.shape[-1]
+        if known is not None and not ((known >= 0) & (known < classes)).all():
+            raise ValueError(f"`action` must be numbers from 0 to {classes - 1}. Received: {known}")
+        return tf.one_hot(tf.cast(action, tf.int32), classes, dtype=dist.dtype)
+    if not action.shape.is_compatible_with(dist.shape):
+        raise ValueError(
+            f"`action` must have the shape of a sample, {tuple(dist.shape)}, or for one "
+            "categorical variable be the classes' numbers, [time]. "
+            f"Received shape: {tuple(action.shape)}"
+        )
+    return action
+
+
+def _draw_of(dist: Distribution, action: tf.Tensor, z: Any, seed: tf.Tensor) -> Draw:
+    if z is None:
+        z = dist.conditional_draw(action, seed) if dist.discrete else action
+    z = _real(z, "z", dist.dtype)
+    if not z.shape.is_compatible_with(dist.shape):
+        raise ValueError(
+            f"`z` must have the shape of a sample, {tuple(dist.shape)}. "
+            f"Received shape: {tuple(z.shape)}"
+        )
+    b = dist.harden(z)
+    known = [tf.get_static_value(value) for value in (action, b)]
+    if known[0] is not None and known[1] is not None and (abs(known[0] - known[1]) > 1e-4).any():
+        raise ValueError(
+            "`z` must be the variable that `action` was read from, action = H(z). They disagree in "
+            f"{int((abs(known[0] - known[1]) > 1e-4).reshape(len(known[0]), -1).any(-1).sum())} of "
+            f"{len(known[0])} steps"
+        )
+    return Draw(tf.stop_gradient(b), tf.stop_gradient(z))
