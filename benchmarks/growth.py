@@ -41,11 +41,19 @@ SWEEPS: dict[str, tuple[Callable, list[str], list[int]]] = {
 }
 
 
-def times(sweep: str, estimators: list[str], sizes: list[int], rounds: int, steps: int, **fields):
-    """Rows of one sweep; the smallest size comes first."""
+def times(
+    sweep: str,
+    estimators: list[str],
+    sizes: list[int],
+    rounds: int,
+    steps: int,
+    setting: dict = timing.XLA,
+    **fields,
+) -> list[dict]:
+    """Rows of one sweep, sizes increasing; `fields` go to `models.compiled`."""
     case = SWEEPS[sweep][0]
     keys = [(estimator, size) for estimator in estimators for size in sizes]
-    competitors = {key: models.compiled(**case(*key), **timing.XLA, **fields) for key in keys}
+    competitors = {key: models.compiled(**case(*key), **setting, **fields) for key in keys}
     data = models.data(_BATCH_SIZE, fields.get("pixels", 784))
     results = timing.race(competitors, data, rounds, steps)
     return [
@@ -63,7 +71,7 @@ def times(sweep: str, estimators: list[str], sizes: list[int], rounds: int, step
     ]
 
 
-def memories(sweep: str, estimators: list[str], sizes: list[int]):
+def memories(sweep: str, estimators: list[str], sizes: list[int]) -> list[dict]:
     """Rows of one sweep, MiB."""
     case = SWEEPS[sweep][0]
     rows = []
