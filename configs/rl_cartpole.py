@@ -2,7 +2,8 @@
 
     python -m examples.rl --config=configs/rl_cartpole.py --workdir=/tmp/rl --config.method=relax
 
-Expected: see examples/results/rl.md.
+Expected: above 195 after about 150 episodes with either method, above 475 after 350 to 550; half a
+minute to a minute. See examples/results/rl.md.
 """
 
 from configs import rl

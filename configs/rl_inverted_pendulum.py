@@ -3,7 +3,8 @@
     python -m examples.rl --config=configs/rl_inverted_pendulum.py --workdir=DIR --config.method=lax
 
 Its episodes are up to 1 000 steps long: the variance is measured less often and on fewer rollouts
-than in CartPole. Expected: see examples/results/rl.md.
+than in CartPole. Expected: above 950 after about 300 episodes with either method, half a minute.
+See examples/results/rl.md.
 """
 
 from configs import rl

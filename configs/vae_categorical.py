@@ -2,6 +2,9 @@
 
 python -m examples.vae --config=configs/vae_categorical.py:digits --workdir=/tmp/categorical
 python -m examples.vae --config=configs/vae_categorical.py:mnist --workdir=/tmp/categorical
+
+Expected on digits: a validation ELBO of about -24.0 nats after 20 000 steps, from -28.5 at the
+start (seed 0).
 """
 
 from configs import vae_digits, vae_mnist

@@ -9,6 +9,7 @@ others read its checkpoint when a run resumes.
 """
 
 import json
+import operator
 import pathlib
 from collections.abc import Iterable
 
@@ -42,11 +43,11 @@ def train_and_evaluate(
         start_step = checkpoint.restore(model)
     check_agreement(strategy, start_step)
 
-    @tf.function
+    @tf.function(autograph=False)
     def train_step(batch):
         strategy.run(model.train_step, args=(batch,))
 
-    @tf.function
+    @tf.function(autograph=False)
     def test_step(batch):
         strategy.run(model.test_step, args=(batch,))
 
@@ -60,7 +61,9 @@ def train_and_evaluate(
     train = iter(strategy.experimental_distribute_dataset(train))
     validation = tf.data.Dataset.from_tensor_slices((images.validation,) * 2).batch(96)
     validation = strategy.experimental_distribute_dataset(validation)
-    callbacks = writers(config, workdir, start_step, checkpoint) if is_first(strategy) else []
+    callbacks = (
+        writers(config, workdir, model, start_step, checkpoint) if is_first(strategy) else []
+    )
     callbacks = keras.callbacks.CallbackList(callbacks, model=model)
     callbacks.on_train_begin()
     logs = {}
@@ -91,14 +94,19 @@ def check_agreement(strategy: tf.distribute.Strategy, start_step: int) -> None:
 
 
 def writers(
-    config: ml_collections.ConfigDict, workdir: str, start_step: int, checkpoint: Checkpoint
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    model: keras.Model,
+    start_step: int,
+    checkpoint: Checkpoint,
 ) -> list[keras.callbacks.Callback]:
     """What keeps the run's files, on the first machine."""
     folder = Workdir(workdir, config)
+    moments = [metric.name for metric in model.metrics if metric.name.endswith("second_moment")]
     columns = {
         "train_elbo": lambda logs: -logs["loss"],
         "validation_elbo": lambda logs: -logs["val_loss"],
-        "b_second_moment": lambda logs: logs["b_second_moment"],
+        **{name: operator.itemgetter(name) for name in moments},
     }
     metrics = MetricsCSV(folder.metrics, columns, start_step, config.log_every)
     return [metrics, *tensorboard(folder), checkpoint]

@@ -162,7 +162,8 @@ def rewards(
         _median_and_quartiles(left, range(1, 1 + max(map(len, smooth))), smooth, name)
         column = f"log_variance_{name}"
         measured = [[row for row in rows if np.isfinite(row[column])] for rows in lines]
-        if not all(measured):
+        measured = [rows for rows in measured if rows]
+        if not measured:
             continue
         steps = [row["step"] for row in max(measured, key=len)]
         values = [_running_mean([row[column] for row in rows], 5) for rows in measured]
@@ -172,7 +173,8 @@ def rewards(
     left.set(xlabel="episode", ylabel="reward (mean of 50 episodes)")
     right.set(xlabel="episode", ylabel="log-variance of the policy gradient")
     for axis in (left, right):
-        axis.legend()
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
     _save(figure, path)
 
 

@@ -48,11 +48,12 @@ def regenerate(folder: pathlib.Path) -> None:
         by_method.setdefault(summary["method"], []).append(rows)
     thresholds = [float(threshold) for threshold in summaries[0]["solved"]]
     figures.rewards(folder / "rl.png", by_method, thresholds)
-    (folder / "table.md").write_text(table(summaries))
+    runs = [rows for lines in by_method.values() for rows in lines]
+    (folder / "table.md").write_text(table(summaries) + differences(runs))
 
 
 def table(summaries: list[dict]) -> str:
-    """A row for each method with means over its runs, then one for each run."""
+    """A row for each method, means over its runs and standard errors, then one for each run."""
     thresholds = list(summaries[0]["solved"])
     variances = [key for key in summaries[0] if key.startswith("mean_log_variance_")]
     names = [key.removeprefix("mean_log_variance_") for key in variances]
@@ -79,6 +80,32 @@ def table(summaries: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" if line else "" for line in lines) + "\n"
 
 
+def differences(runs: list[list[dict[str, float]]]) -> str:
+    """How the estimators' log-variances differ from A2C's at the same policy on the same rollouts.
+
+    Means over a run's measurements but the first, where nothing is trained, then over all runs
+    with their standard error.
+    """
+    names = [n for n in runs[0][0] if n.startswith("log_variance_") and not n.endswith("_a2c")]
+    lines = ["", "Log-variance less A2C's on the same rollouts, mean over all runs:", ""]
+    for name in names:
+        pairs = [
+            [row[name] - row["log_variance_a2c"] for row in rows if np.isfinite(row[name])][1:]
+            for rows in runs
+        ]
+        means = [np.mean(values) for values in pairs if values]
+        if means:
+            lines.append(f"- `{name.removeprefix('log_variance_')}`: {_with_error(means, 2)}")
+    return "\n".join(lines) + "\n"
+
+
+def _with_error(values: list[float], digits: int = 0) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.{digits}f} ± {error:.{digits}f}"
+
+
 def _works(summaries: list[dict]) -> list[str]:
     return list(summaries[0]["share"])
 
@@ -93,8 +120,8 @@ def _mean_solved(runs: list[tuple[int | None, int]]) -> str:
     missing = sum(step is None for step, _ in runs)
     if missing == len(runs):
         return f"never in {max(length for _, length in runs)}"
-    mean = np.mean([step or length for step, length in runs])
-    return f"{mean:.0f}" if not missing else f"over {mean:.0f} ({missing} of {len(runs)} never)"
+    mean = _with_error([step or length for step, length in runs])
+    return mean if not missing else f"over {mean} ({missing} of {len(runs)} never)"
 
 
 def main(argv):

@@ -12,12 +12,13 @@ from relax_tf import (  # noqa: E402
     losses,
     policy_gradients,
 )
+from relax_tf.estimation import ModelEstimate  # noqa: E402
 from relax_tf.layers import (  # noqa: E402
     StochasticBinaryLayer,
     StochasticCategoricalLayer,
     StochasticNormalLayer,
 )
-from relax_tf.models import ModelEstimate, RelaxModel  # noqa: E402
+from relax_tf.models import RelaxModel  # noqa: E402
 from relax_tf.optimizers import RelaxOptimizer  # noqa: E402
 
 __version__ = "0.1.0"

@@ -85,7 +85,18 @@ class MLP(ControlVariate):
         for dense, size in zip([*self.hidden, self.output_layer], self.hidden_units, strict=True):
             dense.build((None, size))
 
+    def _check_inputs(self, z, context) -> None:
+        for name, dense, part in (("z", self.of_z, z), ("context", self.of_context, context)):
+            built = None if dense is None else dense.kernel.shape[0]
+            given = None if part is None else part.shape[-1]
+            if built != given:
+                raise ValueError(
+                    f"the network {self.name!r} was built for a `{name}` of {built} numbers an "
+                    f"example. Received: {given}"
+                )
+
     def call(self, z, context=None):
+        self._check_inputs(z, context)
         h = self.of_z(z)
         if context is not None:
             h += self.of_context(context)
@@ -96,6 +107,7 @@ class MLP(ControlVariate):
     def value_and_derivative(self, z, context=None):
         if self.activation is not keras.activations.relu:
             return super().value_and_derivative(z, context)
+        self._check_inputs(z, context)
         first = [self.of_z] if context is None else [self.of_z, self.of_context]
         kernels = [dense.kernel for dense in (*first, *self.hidden, self.output_layer)]
         biases = [dense.bias for dense in (self.of_z, *self.hidden, self.output_layer)]

@@ -7,7 +7,8 @@ import tensorflow as tf
 def check_strategy(model: keras.Model) -> None:
     """Raises a ValueError where Keras cannot run `fit` or `evaluate` under the model's strategy.
 
-    Keras 3.15 fails there with any model. Training steps of one's own work in all these cases.
+    Keras 3.15 fails there with any model (keras-team/keras issues 20585 and 19246). A loop around
+    `train_step` works in all these cases, without XLA.
     """
     strategy = model.distribute_strategy
     if _spans_machines(strategy):

@@ -232,7 +232,12 @@ WRONG = [
     (
         lambda: estimate(built_for_three_units(), dist=Bernoulli(tf.zeros([4, 5]))),
         ValueError,
-        r"expected axis -1.*value 3.*\(4, 5\)",
+        r"built for a `z` of 3 numbers.*Received: 5",
+    ),
+    (
+        lambda: estimate(built_for_three_units(), context=tf.ones([4, 2])),
+        ValueError,
+        "built for a `context` of None numbers.*Received: 2",
     ),
     (lambda: estimate("reinforce", cots=3), TypeError, "cots"),
     (

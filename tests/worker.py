@@ -25,7 +25,7 @@ def train(model, epochs):
     """The loop of `RelaxModel.train_step`'s documentation; returns the metrics of each epoch."""
     dataset = tf.data.Dataset.from_tensor_slices(replicas.data()).batch(8)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(batch):
         strategy.run(model.train_step, args=(batch,))
 
@@ -52,7 +52,7 @@ def sample(model):
     with strategy.scope():
         layer.build((None, 2))
 
-    @tf.function
+    @tf.function(autograph=False)
     def draw():
         return strategy.run(lambda: layer(tf.zeros([4, 2])))
 

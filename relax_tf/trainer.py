@@ -1,0 +1,303 @@
+"""RelaxTrainer: Keras's training, evaluation and prediction steps for models with samples.
+
+One training step: `estimate_batch` runs the hard pass, the replays and the estimators; the
+surrogate carries their gradients to the weights; the control variates descend their own loss.
+"""
+
+import functools
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from relax_tf import losses
+from relax_tf.estimation import (
+    ModelEstimate,
+    PassScope,
+    ensure_built,
+    estimate_batch,
+    penalties,
+    run,
+    summed,
+)
+from relax_tf.estimators.estimate import batch_mean
+from relax_tf.finite import warn_if_not_finite, zero_unless
+from relax_tf.layers import StochasticLayer
+from relax_tf.learning import learning
+from relax_tf.optimizers import relax_optimizer, wrap_optimizer
+from relax_tf.passes import EvaluationPass, Latent
+from relax_tf.seeds import load_seeds, save_seeds
+from relax_tf.strategies import check_strategy
+
+
+class RelaxTrainer:
+    """The training half of `RelaxModel`, apart from how Keras constructs models."""
+
+    # Whether batch normalisation may run in training mode downstream of a sample. It couples the
+    # examples of a batch, so that each gradient takes credit for other examples' costs.
+    allow_batch_normalization = False
+
+    # The cost.
+
+    def compute_cost(
+        self,
+        x: Any,
+        y: Any,
+        y_pred: Any,
+        latents: dict[str, Latent],
+        sample_weight: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """The cost of each example, `[batch]`: override it for a cost of your own.
+
+        It runs in every pass, also in replays with relaxed samples, so it must use the `y_pred`
+        and the `latents` that it is given and keep no state.
+
+        Args:
+            x, y, sample_weight: the batch.
+            y_pred: the model's output in this pass.
+            latents: for each stochastic layer by name (`name:1` for a second call) its
+                `theta`, `z`, `sample`, `dist` and `kl` of this pass.
+            sample_weight: `[batch]`, or one such for each output (their mean weighs the KL), or
+                None; multiplies the example's whole cost.
+
+        Returns:
+            By default the compiled losses, weighted by `loss_weights`, plus every layer's KL.
+        """
+        del x
+        kls = [latent.kl for latent in latents.values() if latent.kl is not None]
+        parts = []
+        if self._compile_loss is not None:
+            parts.append(losses.per_example(self._compile_loss, y, y_pred, sample_weight))
+        if kls:
+            parts.append(_weighted(tf.add_n(kls), sample_weight))
+        if not parts:
+            raise ValueError(
+                f"model {self.name!r} has no cost: compile it with a `loss`, give a stochastic "
+                "layer a `prior`, or override `compute_cost`."
+            )
+        return tf.add_n([tf.cast(part, parts[-1].dtype) for part in parts])
+
+    # Estimates.
+
+    def estimate(self, x: Any, y: Any = None, sample_weight: Any = None) -> ModelEstimate:
+        """Estimates the gradient of the cost on one batch, for custom loops and diagnostics.
+
+        Args:
+            x, y, sample_weight: one batch, as `fit` would pass it.
+
+        Returns:
+            A `ModelEstimate`. Call under a `tf.GradientTape` to differentiate its `surrogate`
+            and `control_variate_loss`; their gradients reach disjoint sets of variables. Like a
+            training step it draws from the layers' generators and moves their state.
+
+        Raises:
+            ValueError: if the model has no stochastic layer or no cost, if the cost is not one
+                value per example or lacks a gradient that an estimator needs, or if batch
+                normalisation couples the examples downstream of a sample.
+
+        Example:
+
+        >>> inputs = keras.Input([5])
+        >>> b = relax_tf.StochasticBinaryLayer(3, estimator="relax", name="b")(inputs)
+        >>> model = relax_tf.RelaxModel(inputs, keras.layers.Dense(1)(b))
+        >>> model.compile("sgd", loss="mse")
+        >>> with tf.GradientTape() as tape:
+        ...     result = model.estimate(tf.ones([8, 5]), tf.ones([8, 1]))
+        >>> gradients = tape.gradient(result.surrogate, model.trainable_variables)
+        >>> result.estimates["b"].gradient.shape
+        TensorShape([8, 3])
+        """
+        x, y, sample_weight = keras.tree.map_structure(
+            lambda value: None if value is None else tf.convert_to_tensor(value),
+            (x, y, sample_weight),
+        )
+        return estimate_batch(self, x, y, sample_weight)[0]
+
+    # Keras's steps.
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        check_strategy(self)
+        return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        check_strategy(self)
+        return super().evaluate(*args, **kwargs)
+
+    def make_train_function(self, force=False):
+        check_strategy(self)  # for `train_on_batch`
+        return super().make_train_function(force)
+
+    def make_test_function(self, force=False):
+        check_strategy(self)
+        return super().make_test_function(force)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One update on one batch: what `fit` repeats, and a loop of your own may.
+
+        Under `tf.distribute` it is the step of one replica. `fit` needs no more than a model that
+        was built and compiled in `strategy.scope()`, except on several machines, where Keras's
+        `fit` fails. There the same program runs on each machine, with this loop:
+
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            with strategy.scope():
+                model = ...  # built and compiled
+                model.optimizer.build(model.trainable_variables)
+
+            @tf.function(autograph=False)
+            def step(batch):
+                strategy.run(model.train_step, args=(batch,))
+
+            for epoch in range(epochs):
+                model.reset_metrics()
+                for batch in strategy.experimental_distribute_dataset(dataset):
+                    step(batch)
+                logs = model.get_metrics_result()  # over all replicas
+
+        Replicas draw different noise. Their gradients are averaged, each that of the mean cost of
+        its share of the batch, as Keras does it; so shares of one size give the mean over the
+        batch. `test_step` serves in the same way for evaluation. `examples/distributed.py` is a
+        whole program.
+
+        Args:
+            data: `x`, `(x, y)` or `(x, y, sample_weight)`.
+
+        Returns:
+            The metrics so far by name, of this replica.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        scale = self.optimizer.scale_loss(1.0 / replicas)
+        due = relax_optimizer(self.optimizer).control_variate_due
+        with tf.GradientTape() as tape, learning(due):
+            result, hard, y_pred = estimate_batch(self, x, y, sample_weight)
+            # The two share no path to any variable, so one backward pass serves both.
+            total = scale * (result.surrogate + result.control_variate_loss)
+        variables = self.trainable_variables
+        finite = tf.math.is_finite(result.surrogate + result.control_variate_loss)
+        gradients = [zero_unless(finite, g) for g in tape.gradient(total, variables)]
+        if variables:
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+        loss = tf.where(finite, result.surrogate, float("nan"))
+        self._track_loss(x, y, y_pred, sample_weight, loss)
+        by_variable = dict(zip(map(id, variables), gradients, strict=True))
+        for name, latent in hard.latents.items():
+            phi = map(id, latent.layer.estimator.trainable_variables)
+            norm = _global_norm([by_variable[variable] for variable in phi])
+            latent.layer.tracked.update(
+                {
+                    "second_moment": result.estimates[name].second_moment,
+                    "control_variate_norm": norm / scale,
+                },
+                examples=_batch_size(x),
+                learned=due,
+            )
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        if any(not latent.layer.estimator.hard for latent in hard.latents.values()):
+            logs["relaxed_loss"] = logs["loss"]
+        return logs
+
+    def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        ensure_built(self, x)
+        evaluation = EvaluationPass()
+        with PassScope() as scope:
+            y_pred = run(self, evaluation, x, training=False)
+            cost = self.compute_cost(x, y, y_pred, evaluation.latents, sample_weight=sample_weight)
+        scope.commit()
+        added = [*scope.losses, *penalties(self, of_control_variates=False)]
+        self._track_loss(x, y, y_pred, sample_weight, summed(batch_mean(cost), added))
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return {k: v for k, v in logs.items() if k not in self._training_only()}
+
+    def predict_step(self, data):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        ensure_built(self, x)
+        return run(self, EvaluationPass(), x, training=False)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        results = super().get_metrics_result()
+        if tf.executing_eagerly():
+            warn_if_not_finite(self.name, self._stochastic_layers())
+        return results
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return [*super().metrics, *self._training_metrics()]
+
+    def _training_metrics(self) -> list[keras.metrics.Metric]:
+        layers = self._stochastic_layers()
+        return [metric for layer in layers for metric in layer.tracked.metrics.values()]
+
+    def _training_only(self) -> set[str]:
+        return {metric.name for metric in self._training_metrics()}
+
+    def _get_metrics_result_or_logs(self, logs):
+        """What Keras shows at the end of an epoch: the metrics over all replicas.
+
+        Keras recognises them if a step logs all of them. Ours log some in training only, and one
+        under two names; without this the results of the replicas would be averaged instead.
+        """
+        results = self.get_metrics_result()
+        if "relaxed_loss" in logs:
+            results["relaxed_loss"] = results["loss"]
+        if set(logs) in (set(results), set(results) - self._training_only()):
+            return {name: results[name] for name in logs}
+        return logs
+
+    def _stochastic_layers(self) -> list[StochasticLayer]:
+        return [layer for layer in self._flatten_layers() if isinstance(layer, StochasticLayer)]
+
+    def _track_loss(self, x, y, y_pred, sample_weight, loss) -> None:
+        self._loss_tracker.update_state(loss, sample_weight=_batch_size(x))
+        if self._compile_loss is not None and self._compile_loss.metrics:
+            self._compile_loss(y, y_pred, sample_weight)  # updates the metric of each output
+
+    # Saving.
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        save_seeds(self, store)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(load_seeds(self, store))
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """The compiled optimizer: a `RelaxOptimizer`, inside loss scaling if there is any."""
+        return self._relax_optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer) -> None:
+        self._relax_optimizer = None if optimizer is None else wrap_optimizer(optimizer)
+
+
+def _global_norm(gradients: list[tf.Tensor]) -> tf.Tensor:
+    """As `tf.linalg.global_norm`; XLA on CPUs is several times faster at a product with ones."""
+    sums = [tf.zeros([])]
+    for gradient in gradients:
+        squares = tf.reshape(tf.square(gradient), [-1, (1, *gradient.shape)[-1]])
+        ones = tf.ones([squares.shape[-1], 1], squares.dtype)
+        sums.append(tf.cast(tf.reduce_sum(squares @ ones), tf.float32))
+    return tf.sqrt(tf.add_n(sums))
+
+
+def _batch_size(x: Any) -> tf.Tensor:
+    return tf.shape(keras.tree.flatten(x)[0])[0]
+
+
+def _weighted(kl: tf.Tensor, sample_weight: Any) -> tf.Tensor:
+    """The KL times the example's weight; with one weight for each output, times their mean."""
+    weights = [weight for weight in keras.tree.flatten(sample_weight) if weight is not None]
+    for weight in weights:
+        if weight.shape.rank > 1 and weight.shape[1:].num_elements() != 1:
+            raise ValueError(
+                "`sample_weight` must have one value per example, shape [batch], in a model with "
+                f"KL terms. Received shape: {tuple(weight.shape)}"
+            )
+    if not weights:
+        return kl
+    flat = [tf.reshape(tf.cast(weight, kl.dtype), [-1]) for weight in weights]
+    return kl * tf.add_n(flat) / len(flat)
