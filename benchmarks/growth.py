@@ -87,6 +87,7 @@ def main(argv):
     del argv
     for sweep in _SWEEPS.value:
         _, estimators, sizes = SWEEPS[sweep]
+        estimators = timing.ESTIMATORS.value or estimators
         if timing.MEMORY.value:
             name, value, label = "growth_memory", "buffers_mib", "memory of a step (MiB)"
             rows = memories(sweep, estimators, sizes)

@@ -4,7 +4,7 @@
 
 prints the time of each XLA kernel (TensorFlow's profiler, names joined with the optimised HLO), the
 sum by kind of kernel, and the floor: the products of matrices of the step at the speed of one big
-product, and the bytes that Adam moves at the speed of a copy, both measured here.
+product, and the bytes that Adam moves at the speed of a pass over as much memory, both measured here.
 """
 
 import collections
@@ -81,12 +81,12 @@ def definitions() -> dict[str, str]:
     return {name: re.split(", metadata|, frontend", line)[0] for name, line in lines}
 
 
-def machine() -> tuple[float, float]:
-    """Multiplications and bytes a second: a product of large matrices, a copy of 64 MiB."""
-    a, vector = tf.random.normal([2048, 2048]), tf.zeros([2**24])
+def machine(floats: int) -> tuple[float, float]:
+    """Multiplications and bytes a second: a product of large matrices, a pass over `floats`."""
+    a, vector = tf.random.normal([2048, 2048]), tf.zeros([floats])
     product = tf.function(lambda: a @ a, jit_compile=True)
     copy = tf.function(lambda v: v + 1.0, jit_compile=True)
-    return 2048**3 / _fastest(product), 2 * 2**26 / _fastest(lambda: copy(vector))
+    return 2048**3 / _fastest(product), 8 * floats / _fastest(lambda: copy(vector))
 
 
 def _fastest(function) -> float:
@@ -114,10 +114,9 @@ def report(estimator: str, architecture: str, batch_size: int, steps: int, top: 
         kinds["products" if " dot(" in compiled[name] else "other kernels"] += microseconds[name]
     lines += [f"{total:9.1f} us        {kind}" for kind, total in kinds.most_common()]
     if architecture == "linear1" and (multiplications := products(estimator) * batch_size):
-        bytes_moved = _ADAM_BYTES * sum(
-            v.value.shape.num_elements() for v in model.trainable_variables
-        )
-        per_second, bytes_per_second = machine()
+        parameters = sum(v.value.shape.num_elements() for v in model.trainable_variables)
+        bytes_moved = _ADAM_BYTES * parameters
+        per_second, bytes_per_second = machine(3 * parameters)
         lines += [
             f"floor: {2e-6 * multiplications:.1f} MFLOP, at {2e-9 * per_second:.0f} GFLOP/s "
             f"{1e6 * multiplications / per_second:.0f} us; Adam {1e-6 * bytes_moved:.1f} MB, at "

@@ -23,7 +23,6 @@ _QUICK = flags.DEFINE_bool("quick", False, "Batch 24 with XLA, the two main esti
 _OVERHEADS = flags.DEFINE_bool("overheads", False, "The step without metrics, without input.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["24", "100"], "Batch sizes.")
 _ARCHITECTURES = flags.DEFINE_list("architectures", ["linear1"], "Of examples/vae_models.py.")
-_ESTIMATORS = flags.DEFINE_list("estimators", None, "Ids, the floor first; default: all.")
 _SETTINGS = flags.DEFINE_list("settings", ["xla", "default"], "How the models are compiled.")
 
 _BY_NAME = {"xla": timing.XLA, "default": timing.DEFAULT}
@@ -110,7 +109,7 @@ def main(argv):
             rows = overheads(size, "relaxed_rebar", rounds, steps)
             _report("overheads", rows, ("batch", "variant"))
         return
-    estimators = _ESTIMATORS.value or models.binary_estimators()
+    estimators = timing.ESTIMATORS.value or models.binary_estimators()
     for architecture in _ARCHITECTURES.value:
         for setting in map(_BY_NAME.__getitem__, _SETTINGS.value):
             for batch_size in batch_sizes:

@@ -14,6 +14,7 @@ from benchmarks import models
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds of each model.")
 STEPS = flags.DEFINE_integer("steps", 300, "Steps in a round.")
+ESTIMATORS = flags.DEFINE_list("estimators", None, "Ids, the floor first; default: all.")
 OUT = flags.DEFINE_string("out", None, "Folder for CSV files and charts; rows join those in it.")
 MEMORY = flags.DEFINE_bool("memory", False, "Measure memory, in child processes, and no times.")
 
