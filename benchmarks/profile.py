@@ -4,7 +4,8 @@
 
 prints the time of each XLA kernel (TensorFlow's profiler, names joined with the optimised HLO), the
 sum by kind of kernel, and the floor: the products of matrices of the step at the speed of one big
-product, and the bytes that Adam moves at the speed of a pass over as much memory, both measured here.
+product, and the bytes that Adam moves at the speed of a pass over as much memory, both measured
+here.
 """
 
 import collections
