@@ -1,102 +1,133 @@
 """Time of one optimisation step through `model.fit`, against the straight-through floor.
 
     python -m benchmarks.step_time --quick
-    python -m benchmarks.step_time --batch_sizes=24,100 --rounds=7
+    python -m benchmarks.step_time --out=DIR
+    python -m benchmarks.step_time --architectures=linear2,nonlinear --settings=xla --out=DIR
+    python -m benchmarks.step_time --memory --out=DIR
+    python -m benchmarks.step_time --overheads
 
 The unit of work is the linear one-layer VAE 784-200-784, both parameter groups updated, data in
-memory. All models live in one process and take turns; each cell is the median over the rounds. The
-floor is the same model trained with `straight_through`.
+memory. All models of a batch size live in one process and take turns; each cell is the median over
+the rounds. The floor is the same model trained with `straight_through`, compiled in the same way.
 """
 
-import statistics
-import time
+import pathlib
 
-import keras
-import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-import relax_tf
+from benchmarks import charts, memory, models, timing
+from examples.data import batches
 
-_QUICK = flags.DEFINE_bool("quick", False, "Batch 24 with XLA only, few rounds.")
+_QUICK = flags.DEFINE_bool("quick", False, "Batch 24 with XLA, the two main estimators, a minute.")
+_OVERHEADS = flags.DEFINE_bool("overheads", False, "The step without metrics, without input.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["24", "100"], "Batch sizes.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds of each model.")
-_STEPS = flags.DEFINE_integer("steps", 300, "Steps in a round.")
-_ESTIMATORS = flags.DEFINE_list(
-    "estimators",
-    ["straight_through", "reinforce", "rebar", "relax", "relaxed_rebar"],
-    "The first is the floor.",
-)
+_ARCHITECTURES = flags.DEFINE_list("architectures", ["linear1"], "Of examples/vae_models.py.")
+_SETTINGS = flags.DEFINE_list("settings", ["xla", "default"], "How the models are compiled.")
+
+_BY_NAME = {"xla": timing.XLA, "default": timing.DEFAULT}
+_KEYS = ("architecture", "batch", "xla", "estimator")
 
 
-def vae(estimator: str, jit_compile: bool, steps_per_execution: int) -> relax_tf.RelaxModel:
-    """The linear one-layer VAE of design section 7, compiled."""
-    inputs = keras.Input([784])
-    b = relax_tf.StochasticBinaryLayer(
-        200, estimator, support=(-1, 1), prior="learned", kl="sampled"
-    )(inputs)
-    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(784)(b))
-    model.compile(
-        keras.optimizers.Adam(1e-3),
-        loss=relax_tf.losses.BernoulliNegativeLogLikelihood(),
-        jit_compile=jit_compile,
-        steps_per_execution=steps_per_execution,
-    )
-    return model
+def times(
+    architecture: str,
+    batch_size: int,
+    estimators: list[str],
+    setting: dict,
+    rounds: int,
+    steps: int,
+) -> list[dict]:
+    """Rows of the table, one for each estimator."""
+    cases = {name: {"estimator": name, "architecture": architecture} for name in estimators}
+    rows = timing.compare(batch_size, cases, setting, rounds, steps)
+    return [{"architecture": architecture, **row} for row in rows]
 
 
-def data(batch_size: int) -> tf.data.Dataset:
-    """Random binary images, in memory, without end."""
-    x = (np.random.RandomState(0).rand(10 * batch_size, 784) < 0.2).astype(np.float32)
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    dataset = tf.data.Dataset.from_tensor_slices((x, x)).batch(batch_size).cache().repeat()
-    return dataset.with_options(options)
+def memories(
+    architecture: str, batch_size: int, estimators: list[str], setting: dict
+) -> list[dict]:
+    """Rows of the table of memory, MiB, and ratios to the floor of what XLA allots or training."""
+    case = {"architecture": architecture, "batch_size": batch_size, **setting}
+    measured = {name: memory.measure({**case, "estimator": name}) for name in estimators}
+    kind = "buffers" if setting["jit_compile"] else "training"
+    floor = measured[estimators[0]][kind]
+    return [
+        {
+            "architecture": architecture,
+            "batch": batch_size,
+            "xla": setting["jit_compile"],
+            "estimator": name,
+            **{f"{key}_mib": value for key, value in mib.items()},
+            "ratio": mib[kind] / floor,
+        }
+        for name, mib in measured.items()
+    ]
 
 
-class _Timer(keras.callbacks.Callback):
-    """Seconds of an epoch, from inside: `fit` has start-up costs of its own."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.seconds = time.perf_counter() - self._start
-
-
-def measure(batch_size: int, jit_compile: bool, steps_per_execution: int, rounds: int) -> dict:
-    """Milliseconds a step, by estimator, and seconds until the first round was through."""
-    dataset, timer, steps = data(batch_size), _Timer(), _STEPS.value
-    models = {e: vae(e, jit_compile, steps_per_execution) for e in _ESTIMATORS.value}
-    arguments = {"steps_per_epoch": steps, "callbacks": [timer], "verbose": 0, "shuffle": False}
-    first, times = {}, {estimator: [] for estimator in models}
-    for estimator, model in models.items():
-        start = time.perf_counter()
-        model.fit(dataset, **arguments)
-        first[estimator] = time.perf_counter() - start
-    for _ in range(rounds):
-        for estimator, model in models.items():
-            model.fit(dataset, **arguments)
-            times[estimator].append(1e3 * timer.seconds / steps)
-    return {e: (statistics.median(times[e]), first[e]) for e in models}
+def overheads(batch_size: int, estimator: str, rounds: int, steps: int) -> list[dict]:
+    """The step with one thing at a time taken away or put in its place."""
+    images = models.random_images(100 * batch_size)
+    batch = images.train[:batch_size]
+    cached = models.data(batch_size)
+    constant = models.endless(tf.data.Dataset.from_tensors((batch, batch)))
+    variants = {
+        "as benchmarked": (timing.XLA, cached),
+        "one constant batch": (timing.XLA, constant),
+        "the examples' pipeline": (timing.XLA, batches(images.train, batch_size, seed=0)),
+        "no metrics": (timing.XLA, cached),
+        "no metrics, one constant batch": (timing.XLA, constant),
+        "steps_per_execution=1": ({**timing.XLA, "steps_per_execution": 1}, cached),
+    }
+    competitors = {k: models.compiled(estimator, **setting) for k, (setting, _) in variants.items()}
+    for name, model in competitors.items():
+        if name.startswith("no metrics"):
+            models.without_metrics(model)
+    datasets = {name: dataset for name, (_, dataset) in variants.items()}
+    results = timing.race(competitors, datasets, rounds, steps)
+    base = results["as benchmarked"].milliseconds
+    return [
+        {
+            "batch": batch_size,
+            "variant": name,
+            "ms": result.milliseconds,
+            "ratio": result.milliseconds / base,
+        }
+        for name, result in results.items()
+    ]
 
 
 def main(argv):
     del argv
-    cases = [(int(size), True, 50) for size in _BATCH_SIZES.value]
-    cases += [(int(size), False, 1) for size in _BATCH_SIZES.value]
-    rounds = _ROUNDS.value
+    rounds, steps = timing.ROUNDS.value, timing.STEPS.value
     if _QUICK.value:
-        cases, rounds = [(24, True, 50)], 3
-    print("batch   XLA  estimator          ms/step  ratio  first round (s)")
-    for batch_size, jit_compile, steps_per_execution in cases:
-        results = measure(batch_size, jit_compile, steps_per_execution, rounds)
-        floor = results[_ESTIMATORS.value[0]][0]
-        for estimator, (milliseconds, first) in results.items():
-            print(
-                f"{batch_size:5d} {jit_compile!s:>5}  {estimator:17s} {milliseconds:8.3f} "
-                f"{milliseconds / floor:6.2f} {first:8.1f}"
-            )
+        quick = [models.FLOOR, "relaxed_rebar", "relax"]
+        timing.print_table(times("linear1", 24, quick, timing.XLA, 3, steps))
+        return
+    batch_sizes = list(map(int, _BATCH_SIZES.value))
+    if _OVERHEADS.value:
+        for size in batch_sizes:
+            rows = overheads(size, "relaxed_rebar", rounds, steps)
+            _report("overheads", rows, ("batch", "variant"))
+        return
+    estimators = timing.ESTIMATORS.value or models.binary_estimators()
+    for architecture in _ARCHITECTURES.value:
+        for setting in map(_BY_NAME.__getitem__, _SETTINGS.value):
+            for batch_size in batch_sizes:
+                case = (architecture, batch_size, estimators, setting)
+                if timing.MEMORY.value:
+                    _report("memory", memories(*case), _KEYS)
+                else:
+                    rows = _report("step_time", times(*case, rounds, steps), _KEYS)
+                    if rows:
+                        charts.ratios(pathlib.Path(timing.OUT.value) / "step_time.png", rows)
+
+
+def _report(name: str, rows: list[dict], keys: tuple[str, ...]) -> list[dict[str, str]]:
+    """Prints rows and adds them to the file of this name; returns all that are in it."""
+    timing.print_table(rows)
+    if timing.OUT.value is None:
+        return []
+    return timing.merge_csv(pathlib.Path(timing.OUT.value) / f"{name}.csv", rows, keys)
 
 
 if __name__ == "__main__":
