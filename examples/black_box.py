@@ -20,16 +20,11 @@ import keras
 import ml_collections
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
-from ml_collections import config_flags
 
 import relax_tf
 from examples import figures
-from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file, tensorboard
+from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file, start, tensorboard
 from examples.workshop import best_schedules, schedule
-
-_CONFIG = config_flags.DEFINE_config_file("config")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 
 ESTIMATORS = {
     "reinforce": relax_tf.estimators.Reinforce,
@@ -169,11 +164,5 @@ def _write_all(path: pathlib.Path, runs: dict[str, list], first_seed: int) -> No
                 writer.writerows({"estimator": estimator, "seed": seed, **row} for row in rows)
 
 
-def main(argv):
-    del argv
-    logging.set_verbosity(logging.WARNING)
-    train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-
-
 if __name__ == "__main__":
-    app.run(main)
+    start(train_and_evaluate)

@@ -17,12 +17,11 @@ import keras
 import ml_collections
 import numpy as np
 import tensorflow as tf
-from absl import app, logging
 
 import relax_tf
 from examples.data import batches, load
-from examples.runs import Checkpoint, MetricsCSV, Workdir, tensorboard
-from examples.vae import _CONFIG, _WORKDIR, build_model, build_optimizer  # the flags too
+from examples.runs import Checkpoint, MetricsCSV, Workdir, start, tensorboard
+from examples.vae import build_model, build_optimizer
 
 _COMMAND = (
     "TF_CONFIG='{}' python -m examples.distributed --config=configs/distributed.py --workdir={}"
@@ -121,15 +120,13 @@ def print_commands(workdir: str) -> None:
         print(" ", _COMMAND.format(json.dumps(task), workdir))
 
 
-def main(argv):
-    del argv
-    logging.set_verbosity(logging.WARNING)
+def main(config: ml_collections.ConfigDict, workdir: str) -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     if not strategy.cluster_resolver.cluster_spec().jobs:
-        print_commands(_WORKDIR.value)
-    logs = train_and_evaluate(_CONFIG.value, _WORKDIR.value, strategy)
+        print_commands(workdir)
+    logs = train_and_evaluate(config, workdir, strategy)
     print(f"validation ELBO {-logs.get('val_loss', np.nan):.2f} nats")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(main)

@@ -13,8 +13,6 @@ import keras
 import ml_collections
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
-from ml_collections import config_flags
 
 from examples import figures
 from examples.rl_agent import Agent
@@ -31,11 +29,8 @@ from examples.rl_episodes import (
     walk,
     walk_many,
 )
-from examples.rl_log import WINDOW, Log, commit, solved_at, summary
-from examples.runs import Checkpoint, Workdir, replace_file
-
-_CONFIG = config_flags.DEFINE_config_file("config")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+from examples.rl_log import WINDOW, Log, solved_at, summary
+from examples.runs import Checkpoint, Workdir, commit, replace_file, start
 
 
 def log_variances(agent: Agent, episodes: list) -> np.ndarray:
@@ -132,14 +127,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict:
     return result
 
 
-def main(argv):
-    del argv
-    logging.set_verbosity(logging.WARNING)
-    config = _CONFIG.value
+def main(config: ml_collections.ConfigDict, workdir: str) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(config.threads)
     tf.config.threading.set_inter_op_parallelism_threads(config.threads)
-    train_and_evaluate(config, _WORKDIR.value)
+    train_and_evaluate(config, workdir)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(main)

@@ -2,7 +2,6 @@
 
 import csv
 import pathlib
-import subprocess
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -82,18 +81,3 @@ def summary(log: Log, method: str, seed: int, thresholds: tuple[float, ...]) -> 
     result["seconds"] = round(total, 1)
     result["share"] = {work: round(value / total, 3) for work, value in seconds.items()}
     return result
-
-
-def commit() -> str | None:
-    """Of the code that runs, where it is under git."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=pathlib.Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()

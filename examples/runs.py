@@ -27,10 +27,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
 
 # May change when a run is resumed: how long, and how it is executed.
 _MAY_CHANGE = {
@@ -171,7 +174,8 @@ class Checkpoint(keras.callbacks.Callback):
     def _check_room(self, variables: list[keras.Variable]) -> None:
         """The new checkpoint is written before the old one goes."""
         needed = sum(variable.numpy().nbytes for variable in variables)
-        free = shutil.disk_usage(self.path.parent).free
+        folder = next(parent for parent in self.path.absolute().parents if parent.exists())
+        free = shutil.disk_usage(folder).free
         if free < needed:
             reason = f"no room for a checkpoint of {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB free"
             raise OSError(errno.ENOSPC, reason, str(self.path))
@@ -279,6 +283,19 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
             ]
     except (ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{path} is damaged: {error}. Restore or remove it.") from error
+
+
+def start(example: Callable[[Any, str], Any]) -> None:
+    """Runs an example as a program with the flags `--config` and `--workdir`, its arguments."""
+    config = config_flags.DEFINE_config_file("config")
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+
+    def main(argv):
+        del argv
+        logging.set_verbosity(logging.WARNING)
+        example(config.value, workdir.value)
+
+    app.run(main)
 
 
 def tensorboard(workdir: Workdir) -> list[keras.callbacks.Callback]:

@@ -28,12 +28,10 @@ import keras
 import ml_collections
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
-from ml_collections import config_flags
 
 import relax_tf
 from examples import figures
-from examples.runs import Workdir, replace_file
+from examples.runs import Workdir, replace_file, start
 
 U = np.linspace(0.01, 0.99, 50)  # the noise at which relaxations are drawn
 
@@ -256,13 +254,5 @@ def _write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     replace_file(path, write)
 
 
-def main(argv):
-    del argv
-    logging.set_verbosity(logging.WARNING)
-    train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-
-
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config")
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    app.run(main)
+    start(train_and_evaluate)

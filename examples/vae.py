@@ -22,8 +22,7 @@ import keras
 import ml_collections
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import app, flags
 
 import relax_tf
 from examples import figures
@@ -35,6 +34,7 @@ from examples.runs import (
     MetricsCSV,
     Workdir,
     replace_file,
+    start,
     stop_on_nan,
     tensorboard,
 )
@@ -206,10 +206,7 @@ def draw_figures(folder: Workdir, model: keras.Model, images: Images, rows: list
     )
 
 
-def main(argv):
-    del argv
-    logging.set_verbosity(logging.WARNING)
-    config, workdir = _CONFIG.value, _WORKDIR.value
+def main(config: ml_collections.ConfigDict | None, workdir: str) -> None:
     if not _EVALUATE.value:
         if config is None:
             raise app.UsageError("--config is required, except with --evaluate.")
@@ -219,7 +216,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config")
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     _EVALUATE = flags.DEFINE_bool("evaluate", False, "Only write results.json, without training.")
-    app.run(main)
+    start(main)

@@ -15,12 +15,11 @@ import pathlib
 import keras
 import ml_collections
 import numpy as np
-from absl import app, logging
 
 import relax_tf
 from examples import vae, vae_models
 from examples.data import Images, batches
-from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file
+from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file, start
 from relax_tf.diagnostics import Comparison, compare
 
 
@@ -101,11 +100,5 @@ def _write(path: pathlib.Path, result: Comparison) -> None:
                 )
 
 
-def main(argv):
-    del argv
-    logging.set_verbosity(logging.WARNING)
-    train_and_evaluate(vae._CONFIG.value, vae._WORKDIR.value)  # flags of `examples.vae`
-
-
 if __name__ == "__main__":
-    app.run(main)
+    start(train_and_evaluate)
