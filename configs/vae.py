@@ -30,6 +30,7 @@ def get_config():
     config.beta_2 = 0.999
     config.control_variate_learning_rate = 1e-3
     config.control_variate_weight_decay = 0.0
+    config.control_variate_update_every = 1
     config.warmup_steps = 0  # in which only the control variate trains
     config.seed = 0
     # Execution.

@@ -1,11 +1,13 @@
 """The agents of the reinforcement-learning example: networks, estimators, one compiled update.
 
-| method      | actions    | estimator                                                          |
-|-------------|------------|--------------------------------------------------------------------|
-| `reinforce` | any        | score function times the return                                    |
-| `a2c`       | any        | score function times `R_t - V(s_t)`; V learns by squared error     |
-| `relax`     | discrete   | `c(z_t, s_t)`, a network that learns from the gradient's variance  |
-| `lax`       | continuous | `c(a_t, s_t) = V(s_t) + c_hat(a_t, s_t)`, likewise                 |
+| method      | actions    | estimator                                                      |
+|-------------|------------|----------------------------------------------------------------|
+| `reinforce` | any        | score function times the return                                |
+| `a2c`       | any        | score function times `R_t - V(s_t)`                            |
+| `relax`     | discrete   | `c(z_t, s_t) = V(s_t) + c_hat(z_t, s_t)`                       |
+| `lax`       | continuous | `c(a_t, s_t) = V(s_t) + c_hat(a_t, s_t)`                       |
+
+V learns by squared error from the returns, `c_hat` from the variance of the gradient.
 
 An agent has them all. Its policy follows one, the others look on: they learn from the same
 episodes, so that variances can be compared at the same policy on the same rollouts.
@@ -34,25 +36,6 @@ def scalar_network(units: tuple[int, ...], activation: str) -> keras.Sequential:
     return keras.Sequential(
         [*dense_layers(units, activation), keras.layers.Dense(1, kernel_initializer="zeros")]
     )
-
-
-@keras.saving.register_keras_serializable("relax_tf_examples")
-class ValueAndAction(keras.layers.Layer):
-    """`c(a, s) = V(s) + c_hat(a, s)` of the features `[a, s]`."""
-
-    def __init__(self, actions: int, units: tuple[int, ...], activation: str, **kwargs):
-        super().__init__(**kwargs)
-        self.actions = actions
-        self.value = scalar_network(units, activation)
-        self.c_hat = scalar_network(units, activation)
-
-    def build(self, input_shape):
-        self.value.build((None, input_shape[-1] - self.actions))
-        self.c_hat.build(input_shape)
-        self.built = True
-
-    def call(self, inputs):
-        return self.value(inputs[:, self.actions :]) + self.c_hat(inputs)
 
 
 @keras.saving.register_keras_serializable("relax_tf_examples")
@@ -123,16 +106,17 @@ class Agent(keras.Model):
     def _estimators(self, actions: int) -> dict[str, relax_tf.estimators.Estimator]:
         units = tuple(self.config.control_variate_units)
         activation = self.config.control_variate_activation
-        value = scalar_network(units, activation)
-        found = {
+
+        def network():
+            return scalar_network(units, activation)
+
+        # c(a, s) = V(s) + c_hat(a, s): both estimators fit V, their baseline, to the returns.
+        own = relax_tf.estimators.Relax if self.discrete else relax_tf.estimators.Lax
+        return {
             "reinforce": relax_tf.estimators.Reinforce(),
-            "a2c": relax_tf.estimators.Nvil(baseline=value, decay=None),
+            "a2c": relax_tf.estimators.Nvil(baseline=network(), decay=None),
+            own.__name__.lower(): own(control_variate=network(), baseline=network()),
         }
-        if self.discrete:
-            network = scalar_network(units, activation)
-            return {**found, "relax": relax_tf.estimators.Relax(control_variate=network)}
-        network = ValueAndAction(actions, units, activation)
-        return {**found, "lax": relax_tf.estimators.Lax(control_variate=network)}
 
     @property
     def policy_variables(self) -> list[keras.Variable]:

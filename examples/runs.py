@@ -82,10 +82,9 @@ class Workdir:
                 earlier = dict(json.loads(file.read_text()))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{file} is damaged: {error}. Restore or remove it.") from error
+            # A field that a newer version brought along is no change.
             changed = {
-                key
-                for key in (earlier.keys() | config.keys()) - _MAY_CHANGE
-                if earlier.get(key) != config.get(key)
+                key for key in earlier.keys() - _MAY_CHANGE if earlier[key] != config.get(key)
             }
             if changed:
                 raise ValueError(

@@ -55,6 +55,8 @@ def build_optimizer(config: ml_collections.ConfigDict) -> relax_tf.RelaxOptimize
             beta_2=config.beta_2,
             weight_decay=config.control_variate_weight_decay or None,
         ),
+        # Runs that were stored before there was the field have it not.
+        control_variate_update_every=config.get("control_variate_update_every", 1),
     )
 
 

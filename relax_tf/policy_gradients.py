@@ -211,7 +211,7 @@ def episode_second_moment(
     ...     relax_tf.estimators.get("relax"), policy(state), action, state, returns,
     ...     objective=objective,
     ... )
-    >>> float(estimate.control_variate_loss)  # the three steps cancel
+    >>> float(objective(estimate.gradient))  # the three steps cancel
     0.0
     """
     if not callable(policy):

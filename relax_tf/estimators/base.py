@@ -42,6 +42,8 @@ class Estimator(keras.layers.Layer):
             (`concrete`, `straight_through`, `reparameterization`) work by ordinary
             backpropagation through the sample that they emit, so a layer that uses them trains
             in any Keras model.
+        learns_from_gradient: whether phi minimises the second moment of the gradient, besides
+            what loss the estimator may have of its own.
         replay: what stochastic layers downstream emit while this estimator evaluates the cost
             at another sample than the drawn one: `"hard"`, `"relaxed"` or `"mean"`.
         num_samples: how many samples an estimate is made of. Where it is not 1, samples, draws
@@ -57,6 +59,7 @@ class Estimator(keras.layers.Layer):
     unbiased = True
     hard = True
     needs_cost = True
+    learns_from_gradient = True
     replay = "hard"
     num_samples = 1
     joint = False
@@ -104,7 +107,7 @@ class Estimator(keras.layers.Layer):
         context: tf.Tensor | None,
         seed: tf.Tensor,
     ) -> tuple[Any, tf.Tensor | None]:
-        """The gradient per example, and the scalar that phi minimises (None: second moment).
+        """The gradient per example, and a scalar loss of the estimator's own, or None.
 
         `dist`, `draw` and `f_b` arrive without a path to the model, and the caller sees to it
         that none of what `cost` is differentiated for here reaches the model either.
@@ -235,8 +238,9 @@ class Estimator(keras.layers.Layer):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(phi)
             gradient, loss = self.estimate_gradient(*args)
-            if loss is None:
-                loss = objective(gradient)
+            if self.learns_from_gradient:
+                terms = [objective(gradient), *([] if loss is None else [loss])]
+                loss = tf.add_n(terms)
             elif objective is not second_moment:
                 raise ValueError(
                     f"estimator {self.name!r} ({type(self).__name__}) trains on a loss of its own "

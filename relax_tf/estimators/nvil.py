@@ -50,6 +50,8 @@ class Nvil(Estimator):
     True
     """
 
+    learns_from_gradient = False
+
     def __init__(
         self,
         baseline: keras.layers.Layer | None = None,

@@ -28,7 +28,7 @@ from relax_tf.distributions.base import Distribution
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.baseline import Baseline
 from relax_tf.estimators.black_box import PythonDetector
-from relax_tf.estimators.estimate import Cost, batch_mean, evaluate_cost, second_moment
+from relax_tf.estimators.estimate import Cost, batch_mean, evaluate_cost
 from relax_tf.estimators.score_function import score_function_gradient
 from relax_tf.validation import boolean, positive_number, real_number
 
@@ -322,7 +322,7 @@ class BlackBoxControlVariateEstimator(NetworkControlVariateEstimator):
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
         error = f_b - self.baseline.value(context, f_b.dtype)
         gradient = self.estimate_centred(dist, draw, tf.stop_gradient(error), cost, context, seed)
-        return gradient, second_moment(gradient) + batch_mean(tf.square(error))
+        return gradient, batch_mean(tf.square(error))
 
     def estimate_centred(self, dist, draw, f_b, cost, context, seed) -> Any:
         """The gradient, given costs less their baseline."""
