@@ -19,7 +19,7 @@ def ratios(path: pathlib.Path, rows: list[dict[str, str]]) -> None:
     panels = {
         key: list(group) for key, group in itertools.groupby(sorted(rows, key=panel_of), panel_of)
     }
-    size = (5 * len(panels), 4.5)
+    size = (5 * len(panels), 6)
     figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
     for axis, ((architecture, xla), panel) in zip(axes[0], panels.items(), strict=True):
         names = list(dict.fromkeys(row["estimator"] for row in panel))
@@ -27,19 +27,19 @@ def ratios(path: pathlib.Path, rows: list[dict[str, str]]) -> None:
         for k, batch_size in enumerate(batch_sizes):
             of_size = [row for row in panel if int(row["batch"]) == batch_size]
             at = [
-                names.index(row["estimator"]) + 0.4 * (k + 0.5) / len(batch_sizes)
+                names.index(row["estimator"]) + 0.8 * (k + 0.5) / len(batch_sizes)
                 for row in of_size
             ]
             bars = axis.barh(
                 at,
                 [float(row["ratio"]) for row in of_size],
-                height=0.4 / len(batch_sizes),
+                height=0.8 / len(batch_sizes),
                 label=f"batch {batch_size}",
             )
             axis.bar_label(bars, [f"{float(row['ms']):.2f} ms" for row in of_size], fontsize=7)
-        axis.set_yticks([k + 0.2 for k in range(len(names))], names)
+        axis.set_yticks([k + 0.4 for k in range(len(names))], names)
         axis.invert_yaxis()
-        axis.margins(x=0.2)
+        axis.margins(x=0.3)
         title = f"{architecture}, {'XLA' if xla == 'True' else 'default settings'}"
         axis.set(xlabel="time of a step / straight-through", title=title)
         axis.legend()
@@ -48,7 +48,7 @@ def ratios(path: pathlib.Path, rows: list[dict[str, str]]) -> None:
 
 
 def growth(path: pathlib.Path, rows: list[dict[str, str]], value: str, label: str) -> None:
-    """A line for each estimator in a panel for each sweep, both axes logarithmic."""
+    """A line for each estimator in a panel for each sweep; both axes start at zero."""
     sweeps = list(dict.fromkeys(row["sweep"] for row in rows))
     size = (4.5 * len(sweeps), 4)
     figure, axes = plt.subplots(1, len(sweeps), figsize=size, layout="constrained", squeeze=False)
@@ -58,10 +58,11 @@ def growth(path: pathlib.Path, rows: list[dict[str, str]], value: str, label: st
             points = sorted(
                 (int(r["size"]), float(r[value])) for r in panel if r["estimator"] == name
             )
-            axis.loglog(*zip(*points, strict=True), "o-", label=name)
+            axis.plot(*zip(*points, strict=True), "o-", label=name)
         axis.set(xlabel=sweep, ylabel=label)
         axis.set_xticks(ticks := sorted({int(row["size"]) for row in panel}), map(str, ticks))
-        axis.minorticks_off()
+        axis.set_xlim(0)
+        axis.set_ylim(0)
         axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -40,6 +40,7 @@ _PRODUCTS = {"straight_through": {_PIXELS * _UNITS: 5}, "reinforce": {_PIXELS * 
 # tangent, weights' gradient.
 _NETWORK = {_PIXELS * _HIDDEN: 2, _UNITS * _HIDDEN: 4, _HIDDEN * _HIDDEN: 4}
 # eta f(relax(z, lambda)): the decoder forward, back, the tangent of both for eta and lambda.
+_BASELINE = {_PIXELS * 64: 2}  # `relax` only
 _RELAXED = {_PIXELS * _UNITS: 4}
 _ADAM_BYTES = 7 * 4  # reads a parameter, its gradient and two moments, writes three of them
 
@@ -47,6 +48,7 @@ _ADAM_BYTES = 7 * 4  # reads a parameter, its gradient and two moments, writes t
 def products(estimator: str) -> int:
     """Multiplications of the products of a step, for one example."""
     parts = {
+        "relax": [_PRODUCTS["reinforce"], _NETWORK, _BASELINE],
         "relaxed_rebar": [_PRODUCTS["reinforce"], _NETWORK, _RELAXED],
         "rebar": [_PRODUCTS["reinforce"], _RELAXED],
     }.get(estimator, [_PRODUCTS.get(estimator, {})])
@@ -83,11 +85,15 @@ def definitions() -> dict[str, str]:
 
 
 def machine(floats: int) -> tuple[float, float]:
-    """Multiplications and bytes a second: a product of large matrices, a pass over `floats`."""
-    a, vector = tf.random.normal([2048, 2048]), tf.zeros([floats])
+    """Multiplications and bytes a second: a product of large matrices, passes over `floats`."""
+    a, v, passes = tf.random.normal([2048, 2048]), tf.ones([floats]), 20
     product = tf.function(lambda: a @ a, jit_compile=True)
-    copy = tf.function(lambda v: v + 1.0, jit_compile=True)
-    return 2048**3 / _fastest(product), 8 * floats / _fastest(lambda: copy(vector))
+
+    @tf.function(jit_compile=True)
+    def update():  # in place, as an optimizer does
+        return tf.while_loop(lambda i, v: i < passes, lambda i, v: (i + 1, 0.5 * v + 1.0), (0, v))
+
+    return 2048**3 / _fastest(product), 8 * floats * passes / _fastest(update)
 
 
 def _fastest(function) -> float:
