@@ -165,9 +165,10 @@ class Agent(keras.Model):
     def _gradients(self, state, z, reward):
         """The policy gradient of an episode by each estimator, `[estimators, parameters]`.
 
-        As the update has it, the mean over the steps, but without the entropy bonus.
+        As the update has it, the mean over the steps, but without the entropy bonus. Nothing
+        learns: in the scope the estimators' moving averages stay where they are.
         """
-        with tf.GradientTape(persistent=True) as tape:
+        with tf.GradientTape(persistent=True) as tape, keras.StatelessScope():
             _, estimates = self._estimates(state, z, reward)
         rows = [tape.gradient(e.surrogate, self.policy_variables) for e in estimates.values()]
         return tf.stack([tf.concat([tf.reshape(g, [-1]) for g in row], 0) for row in rows])

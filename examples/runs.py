@@ -276,7 +276,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
         with path.open(newline="") as file:
             return [
                 {
-                    key: int(value) if key == "step" else float(value or "nan")
+                    key: int(value) if key == "step" else float("nan" if value == "" else value)
                     for key, value in row.items()
                 }
                 for row in csv.DictReader(file, strict=True)

@@ -169,3 +169,18 @@ def test_evaluations_of_stacked_layers_share_the_hard_pass():
 def test_wrong_use(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_gradient_variance_leaves_moving_averages_where_they_are():
+    inputs = keras.Input([2])
+    normed = keras.layers.BatchNormalization()(inputs)
+    outputs = relax_tf.StochasticBinaryLayer(3, "relax", name="b")(normed)
+    model = relax_tf.RelaxModel(inputs, outputs)
+    model.compile("sgd", loss="mse")
+    x, y = np.ones([8, 2], "f"), np.full([8, 3], 0.3, "f")
+    model.fit(x, y, verbose=0)
+    before = model.get_weights()
+    result = relax_tf.diagnostics.gradient_variance(model, x, y, num_draws=5)
+    assert result.layers["b"] > 0
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -278,7 +278,9 @@ def test_no_room_for_checkpoints_is_said_before_training(checkpoint, monkeypatch
     checkpoint, model, *_ = checkpoint
     usage = shutil.disk_usage(checkpoint.path.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(OSError, match=r"no room for a checkpoint of 0.0 MB.*small.keras"):
+    with pytest.raises(
+        OSError, match=r"no room for a checkpoint of 0.5 MB, 0.0 MB free.*small.keras"
+    ):
         checkpoint.restore(model)
 
 

@@ -336,7 +336,7 @@ def test_nested_layers_train_as_flat_ones(build):
     model = build()
     model.set_weights(reference.get_weights())
     for each in (reference, model):
-        each.compile(keras.optimizers.SGD(0.1), loss="mse")
+        each.compile(keras.optimizers.SGD(1e-3), loss="mse")
     histories = [
         each.fit(*data(), batch_size=8, epochs=2, shuffle=False, verbose=0).history
         for each in (reference, model)

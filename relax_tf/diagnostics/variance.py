@@ -30,7 +30,8 @@ def gradient_variance(
 ) -> GradientVarianceResult:
     """Measures the variance of the gradient estimates of a RelaxModel on one batch.
 
-    No weight moves; the layers' generators do, like in `RelaxModel.estimate`.
+    No weight and no moving average moves; the layers' generators do, like in
+    `RelaxModel.estimate`.
 
     Args:
         model: a RelaxModel.
@@ -58,8 +59,13 @@ def gradient_variance(
 
     @tf.function(autograph=False)
     def draw():
+        # Moving averages, of costs or of activations; generators are integers and move on.
+        averages = [v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
+        before = [tf.identity(v.value) for v in averages]
         with tf.GradientTape() as tape:
             result = model.estimate(x, y)
+        for variable, value in zip(averages, before, strict=True):
+            variable.assign(value)
         weights = [v for v in model.trainable_variables if not is_control_variate(v)]
         gradients = tape.gradient(
             result.surrogate, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO

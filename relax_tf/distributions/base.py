@@ -112,8 +112,8 @@ class Distribution:
         raise ValueError(f"the samples of {type(self).__name__} cannot be enumerated.")
 
     def check_same_family(self, other: Any) -> None:
-        """Raises a TypeError unless `other` is a distribution of this class."""
-        if not isinstance(other, type(self)):
+        """Raises a TypeError unless one of the two classes is that of the other, or above it."""
+        if not (isinstance(other, type(self)) or isinstance(self, type(other))):
             raise TypeError(
                 f"`other` must be a {type(self).__name__}. "
                 f"Received: {other!r} (of type {type(other).__name__})"
