@@ -273,14 +273,16 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     try:
-        with path.open(newline="") as file:
-            return [
-                {
-                    key: int(value) if key == "step" else float("nan" if value == "" else value)
-                    for key, value in row.items()
-                }
-                for row in csv.DictReader(file, strict=True)
-            ]
+        text = path.read_text()
+        if not text.endswith("\n"):
+            raise ValueError("it ends within a row")
+        return [
+            {
+                key: int(value) if key == "step" else float("nan" if value == "" else value)
+                for key, value in row.items()
+            }
+            for row in csv.DictReader(text.splitlines(), strict=True)
+        ]
     except (ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{path} is damaged: {error}. Restore or remove it.") from error
 
