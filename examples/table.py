@@ -104,8 +104,9 @@ def read_runs(folder: pathlib.Path) -> list[Run]:
     """The VAE runs below a folder that have at least one row after step 0, sorted by name."""
     runs = []
     for file in sorted(folder.rglob("config.json")):
-        config, rows = json.loads(file.read_text()), read_metrics(file.parent / "metrics.csv")
-        if "architecture" in config and rows and rows[-1]["step"] > 0:
+        config = json.loads(file.read_text())
+        rows = read_metrics(file.parent / "metrics.csv") if "architecture" in config else []
+        if rows and rows[-1]["step"] > 0:
             place = file.parent.relative_to(folder)
             runs.append(
                 Run(

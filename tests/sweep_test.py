@@ -1,7 +1,9 @@
 """The sweep tool with an example that takes no time, and the tables of stored results."""
 
 import json
+import pathlib
 import shlex
+import shutil
 import sys
 import textwrap
 
@@ -137,6 +139,14 @@ def test_table_tells_what_is_reached_and_what_falls_short(tmp_path):
         assert (tmp_path / f"vae_{name}.png").stat().st_size > 10_000
     assert table.write(tmp_path)
     assert (tmp_path / "vae.md").read_text() == page
+
+
+def test_stored_table_is_what_the_command_makes_of_the_stored_runs(tmp_path):
+    stored, copy = pathlib.Path(table.__file__).parent / "results", tmp_path / "results"
+    shutil.copytree(stored, copy, ignore=shutil.ignore_patterns("*.keras", "*.png"))
+    (copy / "vae.md").unlink()
+    assert len(table.write(copy)) >= 7
+    assert (copy / "vae.md").read_text() == (stored / "vae.md").read_text()
 
 
 def test_printed_command_repeats_the_run(tmp_path, monkeypatch):
