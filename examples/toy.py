@@ -72,8 +72,11 @@ def control_variate_curve(model: keras.Model, target: float, u: np.ndarray) -> n
     z = tf.constant(theta(model) + np.log(u) - np.log1p(-u), tf.float32)[:, tf.newaxis]
     dist = relax_tf.distributions.Bernoulli(tf.fill(z.shape, theta(model)))
     cost = lambda b: tf.squeeze((b - target) ** 2, -1)  # noqa: E731
-    terms = model.get_layer("b").estimator.terms(dist, cost, tf.ones_like(z))
-    return sum(term.function(z) for term in terms).numpy().astype(float)
+    estimator, context = model.get_layer("b").estimator, tf.ones_like(z)
+    c_z = sum(term.function(z) for term in estimator.terms(dist, cost, context))
+    if hasattr(estimator, "baseline"):
+        c_z += estimator.baseline.value(context, z.dtype)
+    return c_z.numpy().astype(float)
 
 
 def concrete_relaxation(target: float, u: np.ndarray) -> np.ndarray:
