@@ -5,8 +5,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,29 +12,17 @@ import pytest
 
 from examples import workshop
 from examples.runs import read_metrics
+from tests import programs
 
-ROOT = pathlib.Path(__file__).parent.parent
 QUICK = ["--config.verbose=0", "--config.jit_compile=False", "--config.steps_per_execution=10"]
 
 
 def start(example, config, workdir, *overrides):
-    command = [sys.executable, "-m", f"examples.{example}", f"--config=configs/{config}.py"]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *QUICK, *overrides],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    return programs.start(example, config, workdir, *QUICK, *overrides)
 
 
 def run(*arguments):
-    process = start(*arguments)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    return output
+    return programs.finish(start(*arguments))
 
 
 def without_seconds(path):

@@ -1,7 +1,6 @@
 """The reinforcement-learning example as a user runs it, in small."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from examples.runs import read_metrics
+from tests import programs
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed (extra: rl)")
 
@@ -23,22 +23,11 @@ TINY = [
 
 
 def start(config, workdir, *overrides):
-    command = [sys.executable, "-m", "examples.rl", f"--config=configs/{config}.py"]
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *TINY, *overrides],
-        cwd=pathlib.Path(__file__).parent.parent,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    return programs.start("rl", config, workdir, *TINY, *overrides)
 
 
 def run(*arguments):
-    process = start(*arguments)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    return output
+    return programs.finish(start(*arguments))
 
 
 def without_times(path):
