@@ -42,10 +42,11 @@ def test_moving_moments_of_large_values_keep_their_precision():
     [
         {"class_name": "reinforce", "config": {"baseline_decay": 0.5}},
         {"class_name": "nvil", "config": {"decay": 0.5}},
+        {"class_name": "muprop", "config": {"decay": 0.5}},
         {"class_name": "relax", "config": {"decay": 0.5}},
         {"class_name": "relax", "config": {"decay": 0.5, "coupled": False}},
     ],
-    ids=["reinforce", "nvil", "relax", "relax-independent"],
+    ids=["reinforce", "nvil", "muprop", "relax", "relax-independent"],
 )
 def test_baselines_stay_unbiased_over_successive_training_batches(config):
     """Batches of two: a baseline that knew its own batch would shrink the gradient by far."""
@@ -106,7 +107,7 @@ def test_nvil_normalisation_divides_by_the_past_standard_deviation():
     )
 
 
-@pytest.mark.parametrize("name", ["nvil", "relax"])
+@pytest.mark.parametrize("name", ["nvil", "muprop", "relax"])
 def test_learns_a_cost_that_its_context_foretells(name):
     context = tf.random.stateless_normal([64, 1], [1, 2])
     dist = Bernoulli(tf.zeros([64, 3]))
@@ -116,7 +117,11 @@ def test_learns_a_cost_that_its_context_foretells(name):
     @tf.function
     def step(seed):
         with tf.GradientTape() as tape:
-            cost = lambda b: 10 * context[:, 0] + tf.reduce_sum(b, -1)  # noqa: E731
+
+            def cost(b):
+                # At the mean, where muprop looks, the first part vanishes with its derivative.
+                return 10 * context[:, 0] * (2 * b[:, 0] - 1) ** 2 + tf.reduce_sum(b, -1)
+
             estimate = estimator.estimate(dist, cost, context=context, seed=seed)
         phi = estimator.trainable_variables
         optimizer.apply(tape.gradient(estimate.control_variate_loss, phi), phi)
@@ -156,7 +161,7 @@ def test_black_box_control_variates_learn_in_units_of_past_costs(name, dist):
     np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("estimator_class", [estimators.Relax, estimators.Lax])
+@pytest.mark.parametrize("estimator_class", [estimators.Relax, estimators.Lax, estimators.Muprop])
 def test_black_box_baseline_sees_the_context_and_is_kept_in_the_config(estimator_class):
     network = keras.Sequential([keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)])
     estimator = estimator_class(baseline=network, decay=0.7)
@@ -220,7 +225,7 @@ def test_layers_train(estimator, mode):
     model.compile("adam", loss="mse", **mode)
     history = model.fit(X, Y, epochs=2, verbose=0).history
     assert np.isfinite(history["b_second_moment"]).all()
-    assert ("b_control_variate_norm" in history) == (estimator == "nvil")
+    assert "b_control_variate_norm" in history
 
 
 def test_evaluations_are_those_of_the_cost():

@@ -63,8 +63,8 @@ def shared_estimator():
     fit(layer(estimator=estimator), layer(estimator=estimator))
 
 
-def nvil_without_its_context():
-    estimator = estimators.get("nvil")
+def without_its_context(name):
+    estimator = estimators.get(name)
     estimate(estimator, context=tf.ones([4, 2]))
     estimate(estimator)
 
@@ -213,6 +213,8 @@ WRONG = [
     (lambda: estimators.Nvil(decay=-0.1), ValueError, r"`decay`.*\[0, 1\).*-0.1"),
     (lambda: estimators.Nvil(baseline="mlp"), TypeError, "`baseline`.*Keras layer.*'mlp'"),
     (lambda: estimators.Relax(baseline="mlp"), TypeError, "`baseline`.*Keras layer.*'mlp'"),
+    (lambda: estimators.Muprop(decay=2), ValueError, r"`decay`.*\[0, 1\).*2"),
+    (lambda: estimators.Muprop("mlp"), TypeError, "`baseline`.*'mlp'"),
     (lambda: estimators.Lax(decay=1.0), ValueError, r"`decay`.*\[0, 1\).*1.0"),
     (lambda: estimators.Nvil(normalize_variance=1), TypeError, "`normalize_variance`.*True or"),
     (lambda: estimators.Rloo(num_samples=1), ValueError, "`num_samples`.*at least 2.*1"),
@@ -309,7 +311,13 @@ WRONG = [
         ValueError,
         r"\[batch, 1\].*\(4, 2\)",
     ),
-    (nvil_without_its_context, ValueError, "context=None"),
+    (lambda: without_its_context("nvil"), ValueError, "context=None"),
+    (lambda: without_its_context("muprop"), ValueError, "context=None"),
+    (
+        lambda: estimate(estimators.Muprop(keras.layers.Dense(2)), context=tf.ones([4, 2])),
+        ValueError,
+        r"\[batch, 1\].*\(4, 2\)",
+    ),
     (
         lambda: estimate(estimators.Relax(control_variate=keras.layers.Dense(2))),
         ValueError,

@@ -33,7 +33,7 @@ UNBIASED = {
     "reinforce": {"class_name": "reinforce"},
     "reinforce-baseline": {"class_name": "reinforce", "config": {"baseline_decay": 0.9}},
     "nvil": {"class_name": "nvil", "config": B},
-    "muprop": {"class_name": "muprop"},
+    "muprop": {"class_name": "muprop", "config": B},
     "rloo": {"class_name": "rloo", "config": {"num_samples": 3}},
     "arm": {"class_name": "arm"},
     "disarm": {"class_name": "disarm"},
@@ -172,7 +172,7 @@ def test_biased_estimators_are_biased_and_say_so(config, other):
 
 
 @by_problem(
-    {key: UNBIASED[key] for key in UNBIASED if "rela" in key or key in ("lax", "nvil")},
+    {key: UNBIASED[key] for key in UNBIASED if "rela" in key or key in ("lax", "nvil", "muprop")},
     {
         "bernoulli": TableCost(2, seed=5),
         "categorical": CategoricalTableCost(2, 3, seed=5),

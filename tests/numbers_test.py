@@ -51,7 +51,7 @@ def make_estimator(draw, name):
     cls = type(estimators.get(name))
     if "control_variate" in cls().get_config():
         settings["control_variate"] = MLP([4])
-    if name == "nvil":
+    if name in ("nvil", "muprop"):
         settings["baseline"] = MLP([4])
     return cls(**settings)
 

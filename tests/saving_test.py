@@ -205,7 +205,7 @@ PUBLIC = [
     estimators.Concrete(temperature=0.3),
     estimators.Disarm(),
     estimators.Lax(control_variate=keras.layers.Dense(1)),
-    estimators.Muprop(dtype="float64"),
+    estimators.Muprop(decay=0.5, baseline=keras.layers.Dense(1), dtype="float64"),
     estimators.Nvil(decay=0.5, baseline=keras.layers.Dense(1), normalize_variance=True),
     estimators.Rebar(temperature=0.3, scale=0.5, coupled=False),
     estimators.Reinforce(baseline_decay=0.7),

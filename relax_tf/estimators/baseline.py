@@ -60,15 +60,18 @@ class Baseline(keras.layers.Layer):
 
     def value(self, context: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
         """The baseline of each example, `[batch]`, a scalar without a context."""
-        mean = tf.cast(self.past.mean(), dtype)
+        return tf.cast(self.past.mean(), dtype) + self.correction(context, dtype)
+
+    def correction(self, context: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
+        """`s B(context)`, `[batch]`, without a context 0."""
         if not self._sees_context:
-            return mean
+            return tf.zeros([], dtype)
         if context is None:
             raise ValueError(
                 "the estimator learned a baseline on the context of earlier calls, but this call "
                 "has context=None. Always pass a context, or never."
             )
-        return mean + self.scale(dtype) * evaluate_network(self.network, tf.cast(context, dtype))
+        return self.scale(dtype) * evaluate_network(self.network, tf.cast(context, dtype))
 
     def update(self, f_b: tf.Tensor) -> None:
         """Takes in the costs of a batch, once all estimates on it are made."""

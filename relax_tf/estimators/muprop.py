@@ -7,8 +7,9 @@ import tensorflow as tf
 
 from relax_tf.distributions.base import Distribution, sum_event
 from relax_tf.estimators.base import Estimator
+from relax_tf.estimators.baseline import Baseline
 from relax_tf.estimators.black_box import PythonDetector
-from relax_tf.estimators.estimate import evaluate_cost
+from relax_tf.estimators.estimate import batch_mean, evaluate_cost
 from relax_tf.estimators.score_function import score_function_gradient
 
 
@@ -32,10 +33,17 @@ def muprop_gradient(
     Returns:
         The shape (structure) of theta.
     """
-    credit = f_b - f_mu - sum_event(df_dmu * (b - dist.mean()))
+    credit = taylor_remainder(dist, b, f_b, f_mu, df_dmu)
     return tf.nest.map_structure(
         tf.add, score_function_gradient(dist, b, credit), mean_vjp(dist, df_dmu)
     )
+
+
+def taylor_remainder(
+    dist: Distribution, b: tf.Tensor, f_b: tf.Tensor, f_mu: tf.Tensor, df_dmu: tf.Tensor
+) -> tf.Tensor:
+    """`f(b) - f(mu) - f'(mu) . (b - mu)`, `[batch]`; the arguments are `muprop_gradient`'s."""
+    return f_b - f_mu - sum_event(df_dmu * (b - dist.mean()))
 
 
 def mean_vjp(dist: Distribution, w: tf.Tensor) -> Any:
@@ -56,8 +64,21 @@ class Muprop(Estimator):
     differentiable. In a model, stochastic layers downstream emit their means in the second
     (Gu et al. 2016).
 
+    Where there is a context, a baseline `s B(context)` foretells the remainder of the expansion,
+    whose mean is not zero unless the cost is linear: the published results have such a baseline
+    too. `B` is a network that minimises its squared error, `s` the standard deviation of past
+    costs. Without a context there is none.
+
+    Args:
+        baseline: `B`, a Keras layer or model from the flattened context to `[batch, 1]` or
+            `[batch]`. By default `relax_tf.control_variates.MLP([64])`.
+        decay: in [0, 1), of `s`: the weight of a batch relative to the next one.
+
     Raises:
-        ValueError: from `estimate`, if the cost has no gradient at the mean.
+        TypeError: if `baseline` is not a Keras layer or `decay` not a number.
+        ValueError: if `decay` is not in [0, 1); from `estimate`, if the cost has no gradient at
+            the mean, if the baseline has no output of shape `[batch, 1]` or `[batch]`, or without
+            a context after an earlier call had one.
 
     Example: a linear cost leaves no variance.
 
@@ -68,14 +89,20 @@ class Muprop(Estimator):
     """
 
     replay = "mean"
+    learns_from_gradient = False
 
-    def __init__(self, **kwargs):
+    def __init__(self, baseline: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs):
         super().__init__(**kwargs)
+        self.baseline = Baseline(baseline, decay, dtype=self.dtype_policy, name="baseline")
         self._hides_python = PythonDetector()
 
     @property
     def evaluations(self) -> int:
         return 2
+
+    def build(self, theta_shape, context_shape=None):
+        self.baseline.build(context_shape)
+        super().build(theta_shape, context_shape)
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
         mu = dist.mean()
@@ -90,4 +117,16 @@ class Muprop(Estimator):
                 "mean, but the cost has no gradient with respect to its sample. For a black-box "
                 f"cost use estimator={black_box!r}, whose control variate is a network alone."
             )
-        return muprop_gradient(dist, draw.b, f_b, f_mu, df_dmu), None
+        f_mu = tf.stop_gradient(f_mu) + self.baseline.correction(context, f_b.dtype)
+        error = taylor_remainder(dist, draw.b, f_b, f_mu, df_dmu)
+        return muprop_gradient(dist, draw.b, f_b, f_mu, df_dmu), batch_mean(tf.square(error))
+
+    def observe(self, f_b, context):
+        self.baseline.update(f_b)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self.baseline.arguments()}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**Baseline.deserialized_arguments(config))
