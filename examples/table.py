@@ -1,23 +1,32 @@
-"""Regenerates the tables and figures of the VAE experiments from stored results.
+"""Regenerates the tables and figures of the VAE and toy experiments from stored results.
 
     python -m examples.table
 
-reads `examples/results/**/{metrics.csv, config.json, results.json, provenance.json}` of VAE runs
-and writes `examples/results/vae.md` and `vae_DATASET_ARCHITECTURE.png` beside it. `--results=DIR`
-does the same for another folder, also for the workdirs of runs that are going on. Runs below a
-folder named `sweeps` are short ones by which settings were chosen; they have a table of their own.
+reads `examples/results/**/{metrics.csv, config.json, results.json, provenance.json}` and writes
+
+    examples/results/vae.md                         every VAE run, and the commands
+    examples/results/vae_DATASET_ARCHITECTURE.png   their curves
+    examples/results/TOY/toy.png, results.json      Figure 1 of each toy run
+    examples/README.md                              what stands between the marks in it
+
+`--results=DIR` does the same for another folder, without a README, also for the workdirs of runs
+that are going on. Runs below a folder named `sweeps` are short ones by which settings were chosen;
+they have a table of their own.
 """
 
 import importlib
 import json
 import math
 import pathlib
+import re
 import shlex
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import ml_collections
 from absl import app, flags
 
-from examples import figures
+from examples import figures, toy
 from examples.runs import read_metrics
 
 # Table 1 of the paper: training ELBO in nats, best over training; its REBAR is "REBAR ours".
@@ -60,6 +69,8 @@ PAPER = {
     },
 }
 PAPER_STEPS = 2_000_000
+
+_EXAMPLES = pathlib.Path(__file__).parent
 
 # Fields that a rerun does not need: where data and time go, not what comes out.
 _NOT_IN_COMMAND = {"data_dir", "verbose", "jit_compile", "steps_per_execution"}
@@ -128,18 +139,23 @@ def _json(file: pathlib.Path, default: Any) -> Any:
 def command(run: Run) -> str:
     """The command that repeats a run: the Table 1 config, and every field that differs from it."""
     row = "-".join([*run.problem, run.config["estimator"]])
-    module = importlib.import_module("configs.vae_table1")
-    base = json.loads(module.get_config(row).to_json_best_effort())
+    base = importlib.import_module("configs.vae_table1").get_config(row)
+    start = ["python", "-m", "examples.vae", f"--config=configs/vae_table1.py:{row}"]
+    fixed = {"steps": run.last["step"], "seed": run.config["seed"]}
+    return shlex.join([*start, "--workdir=DIR", *_overrides(run.config, base, fixed)])
+
+
+def _overrides(
+    config: dict[str, Any], base: ml_collections.ConfigDict, fixed: dict[str, Any]
+) -> list[str]:
+    """The flags for the fields in which a run differs from its config file, and for `fixed`."""
+    base = json.loads(base.to_json_best_effort())
     changed = {
         key: value
-        for key, value in run.config.items()
+        for key, value in config.items()
         if value != base.get(key) and key not in _NOT_IN_COMMAND and key in base
     }
-    changed["steps"] = run.last["step"]
-    changed["seed"] = run.config["seed"]
-    overrides = [f"--config.{key}={_flag(value)}" for key, value in sorted(changed.items())]
-    start = ["python", "-m", "examples.vae", f"--config=configs/vae_table1.py:{row}"]
-    return shlex.join([*start, "--workdir=DIR", *overrides])
+    return [f"--config.{key}={_flag(value)}" for key, value in sorted((changed | fixed).items())]
 
 
 def _flag(value: Any) -> str:
@@ -156,7 +172,7 @@ def markdown(runs: list[Run]) -> str:
     parts = [_HEAD]
     for problem in sorted(problems):
         chosen = sorted((run for run in finals if run.problem == problem), key=_by_best)
-        parts += [f"## {problem[0]}, {problem[1]}", _table(chosen)]
+        parts += [f"## {problem[0]}, {problem[1]}", _table(chosen, _SETTINGS | _REACHED | _ORIGIN)]
         parts.append("\n".join(_verdict(run) for run in chosen))
         parts.append(f"![curves](vae_{problem[0]}_{problem[1]}.png)")
     if finals:
@@ -183,41 +199,52 @@ def _by_best(run: Run) -> float:
     return -run.best("train_elbo")
 
 
-def _table(runs: list[Run]) -> str:
-    header = (
-        "estimator",
-        "steps",
-        "rate",
-        "training ELBO",
-        "paper",
-        "difference",
-        "validation ELBO",
-        "IW bound",
-        "hours",
-        "seed",
-        "commit",
-        "run",
-    )
-    return _rows(
-        header,
-        [
-            (
-                f"`{run.config['estimator']}`",
-                f"{run.last['step']:,}".replace(",", " "),
-                f"{run.config['learning_rate']:g}",
-                f"{run.best('train_elbo'):.2f}",
-                "" if run.paper is None else f"{run.paper:.2f}",
-                "" if run.paper is None else f"{run.best('train_elbo') - run.paper:+.2f}",
-                f"{run.best('validation_elbo'):.2f}",
-                _bound(run),
-                f"{run.last['seconds'] / 3600:.1f}",
-                run.config["seed"],
-                run.commits,
-                f"[{run.name}]({run.name}/metrics.csv)",
-            )
-            for run in runs
-        ],
-    )
+def _by_problem(run: Run) -> tuple:
+    return run.problem, _by_best(run)
+
+
+def _thousands(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
+
+
+Columns = dict[str, Callable[[Run], Any]]
+
+_PROBLEM: Columns = {
+    "dataset": lambda run: run.problem[0],
+    "architecture": lambda run: run.problem[1],
+}
+_SETTINGS: Columns = {
+    "estimator": lambda run: f"`{run.config['estimator']}`",
+    "steps": lambda run: _thousands(run.last["step"]),
+    "rate": lambda run: f"{run.config['learning_rate']:g}",
+}
+_REACHED: Columns = {
+    "training ELBO": lambda run: f"{run.best('train_elbo'):.2f}",
+    "paper": lambda run: "" if run.paper is None else f"{run.paper:.2f}",
+    "difference": lambda run: (
+        "" if run.paper is None else f"{run.best('train_elbo') - run.paper:+.2f}"
+    ),
+    "validation ELBO": lambda run: f"{run.best('validation_elbo'):.2f}",
+    "IW bound": lambda run: _bound(run),
+}
+_ORIGIN: Columns = {
+    "hours": lambda run: f"{run.last['seconds'] / 3600:.1f}",
+    "seed": lambda run: run.config["seed"],
+    "commit": lambda run: run.commits,
+    "run": lambda run: f"[{run.name}]({run.name}/metrics.csv)",
+}
+_SHORT: Columns = {
+    "control variate's": lambda run: f"{run.config['control_variate_learning_rate']:g}",
+    "last training ELBO": lambda run: f"{run.last['train_elbo']:.2f}",
+    "last validation ELBO": lambda run: f"{run.last['validation_elbo']:.2f}",
+    "run": lambda run: f"[{pathlib.Path(run.name).name}]({run.name}/metrics.csv)",
+}
+
+
+def _table(runs: list[Run], columns: Columns) -> str:
+    rows = [[column(run) for column in columns.values()] for run in runs]
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _bound(run: Run) -> str:
@@ -227,13 +254,13 @@ def _bound(run: Run) -> str:
     bound, step = f"{run.results['best']['bound']:.2f}", run.results["last"]["step"]
     if run.results["samples"] != 100:
         bound += f" (K = {run.results['samples']})"
-    return bound if step == run.last["step"] else f"{bound} (at {step:,})".replace(",", " ")
+    return bound if step == run.last["step"] else f"{bound} (at {_thousands(step)})"
 
 
 def _verdict(run: Run) -> str:
     """One sentence that says whether the paper's figure is reached."""
     name, reached = run.config["estimator"], run.best("train_elbo")
-    at = f"after {run.last['step']:,} steps".replace(",", " ")
+    at = f"after {_thousands(run.last['step'])} steps"
     if run.paper is None:
         return f"- `{name}` {at}: no figure in the paper for this data and estimator."
     if reached >= run.paper:
@@ -249,51 +276,63 @@ def _commands(runs: list[Run]) -> str:
 
 
 def _sweep_table(runs: list[Run]) -> str:
-    header = (
-        "dataset",
-        "architecture",
-        "estimator",
-        "steps",
-        "rate",
-        "control variate's",
-        "last training ELBO",
-        "last validation ELBO",
-        "run",
-    )
-    ordered = sorted(
-        runs,
-        key=lambda run: (
-            run.problem,
-            run.config["estimator"],
-            run.last["step"],
-            -run.last["train_elbo"],
-        ),
-    )
-    return _rows(
-        header,
-        [
-            (
-                *run.problem,
-                f"`{run.config['estimator']}`",
-                f"{run.last['step']:,}".replace(",", " "),
-                f"{run.config['learning_rate']:g}",
-                f"{run.config['control_variate_learning_rate']:g}",
-                f"{run.last['train_elbo']:.2f}",
-                f"{run.last['validation_elbo']:.2f}",
-                f"[{pathlib.Path(run.name).name}]({run.name}/metrics.csv)",
-            )
-            for run in ordered
-        ],
-    )
+    def order(run):
+        return run.problem, run.config["estimator"], run.last["step"], -run.last["train_elbo"]
+
+    return _table(sorted(runs, key=order), _PROBLEM | _SETTINGS | _SHORT)
 
 
-def _rows(header: tuple, rows: list[tuple]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+def vae_section(runs: list[Run]) -> str:
+    """For a README beside the results' folder: what every architecture has reached, and curves."""
+    finals = sorted((run for run in runs if not run.is_sweep), key=_by_problem)
+    table = _table(finals, _PROBLEM | _SETTINGS | _REACHED)
+    names = dict.fromkeys("_".join(run.problem) for run in finals)
+    return "\n\n".join([table, *(f"![{name}](results/vae_{name}.png)" for name in names)])
 
 
-def write(folder: pathlib.Path) -> list[Run]:
-    """Writes the page and the figures, and returns the runs that they show."""
+def toy_section(folder: pathlib.Path) -> str:
+    """The same for a stored toy run, whose figure and summary it makes anew."""
+    config = json.loads((folder / "config.json").read_text())
+    target, steps = config["target"], config["steps"]
+    results = toy.report(folder, folder / "toy.png", target)
+    base = importlib.import_module("configs.toy").get_config()
+    overrides = _overrides(config, base, {"target": target, "seeds": config["seeds"]})
+    command = ["python", "-m", "examples.toy", "--config=configs/toy.py", "--workdir=DIR"]
+    lines = [
+        f"| estimator, t = {target} | `E[(b - t)^2]` after {_thousands(steps)} steps "
+        f"(optimum {results['optimum']:.5f}) | log-variance of the gradient |",
+        "|---|---|---|",
+    ]
+    for estimator, values in results["estimators"].items():
+        median, lower, upper = (values[f"loss_{name}"] for name in ("median", "lower", "upper"))
+        lines.append(
+            f"| `{estimator}` | {median:.5f} ({lower:.5f} to {upper:.5f}) "
+            f"| {values['log_variance_median']:.2f} |"
+        )
+    figure = f"![Figure 1 at t = {target}](results/{folder.name}/toy.png)"
+    return "\n\n".join([f"`{shlex.join([*command, *overrides])}`:", "\n".join(lines), figure])
+
+
+def _toy_runs(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of toy runs, those of the highest target first."""
+    targets = {
+        file.parent: json.loads(file.read_text()).get("target")
+        for file in sorted(folder.glob("*/config.json"))
+        if (file.parent / "curves.csv").exists()
+    }
+    return sorted(targets, key=lambda run: -targets[run])
+
+
+def fill(page: str, name: str, text: str) -> str:
+    """The page with `text` between its marks `<!-- NAME: ... -->` and `<!-- end of NAME -->`."""
+    marks = re.compile(rf"(<!-- {name}:[^>]*-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    if len(marks.findall(page)) != 1:
+        raise ValueError(f"the page must have the marks of {name!r} once.")
+    return marks.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", page)
+
+
+def write(folder: pathlib.Path, readme: pathlib.Path | None = None) -> list[Run]:
+    """Writes the pages and the figures, and returns the VAE runs that they show."""
     runs = read_runs(folder)
     (folder / "vae.md").write_text(markdown(runs))
     finals = [run for run in runs if not run.is_sweep]
@@ -305,6 +344,10 @@ def write(folder: pathlib.Path) -> list[Run]:
             ["train_elbo", "validation_elbo"],
             ", ".join(problem),
         )
+    toys = [toy_section(run) for run in _toy_runs(folder)]
+    if readme is not None:
+        page = fill(readme.read_text(), "vae", vae_section(runs))
+        readme.write_text(fill(page, "toy", "\n\n".join(toys)))
     return runs
 
 
@@ -315,12 +358,10 @@ def _label(run: Run) -> str:
 def main(argv):
     del argv
     folder = pathlib.Path(_RESULTS.value)
-    runs = write(folder)
-    print(f"{len(runs)} runs. Wrote {folder / 'vae.md'} and figures beside it.")
+    runs = write(folder, _EXAMPLES / "README.md" if folder == _EXAMPLES / "results" else None)
+    print(f"{len(runs)} VAE runs. Wrote {folder / 'vae.md'} and the figures.")
 
 
 if __name__ == "__main__":
-    _RESULTS = flags.DEFINE_string(
-        "results", str(pathlib.Path(__file__).parent / "results"), "Folder with the runs."
-    )
+    _RESULTS = flags.DEFINE_string("results", str(_EXAMPLES / "results"), "Folder with the runs.")
     app.run(main)

@@ -186,12 +186,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             _write(folder.metrics, rows)
             if config.verbose:
                 print(f"{estimator}, seed {seed}: loss {rows[-1]['loss']:.5f}", flush=True)
-    rows, curves = _read(folder.metrics), _read(curves_file)  # as rounded there
-    results = summary(rows, curves, config.target)
-    text = json.dumps(results, indent=2) + "\n"
-    replace_file(folder.path / "results.json", lambda path: path.write_text(text))
-    concrete = {"u": U, "c": concrete_relaxation(config.target, U)}
-    figures.toy(folder.figures / "toy.png", rows, curves, concrete, config.target)
+    results = report(folder.path, folder.figures / "toy.png", config.target)
     for estimator, values in results["estimators"].items():
         print(
             f"{estimator}: loss at the end, median of {values['seeds']} seeds "
@@ -199,6 +194,17 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             f"{values['loss_upper']:.5f}); log-variance {values['log_variance_median']:.2f}"
         )
     print(f"optimum {results['optimum']:.5f}. Results in {folder.path}")
+    return results
+
+
+def report(folder: pathlib.Path, figure: pathlib.Path, target: float) -> dict[str, Any]:
+    """Writes `results.json` of the rows and relaxations in a folder, and draws Figure 1."""
+    rows, curves = _read(folder / "metrics.csv"), _read(folder / "curves.csv")
+    results = summary(rows, curves, target)
+    text = json.dumps(results, indent=2) + "\n"
+    replace_file(folder / "results.json", lambda path: path.write_text(text))
+    concrete = {"u": U, "c": concrete_relaxation(target, U)}
+    figures.toy(figure, rows, curves, concrete, target)
     return results
 
 

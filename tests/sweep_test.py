@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shlex
 import shutil
 import sys
@@ -141,12 +142,25 @@ def test_table_tells_what_is_reached_and_what_falls_short(tmp_path):
     assert (tmp_path / "vae.md").read_text() == page
 
 
-def test_stored_table_is_what_the_command_makes_of_the_stored_runs(tmp_path):
-    stored, copy = pathlib.Path(table.__file__).parent / "results", tmp_path / "results"
+def test_stored_pages_are_what_the_command_makes_of_the_stored_runs(tmp_path):
+    examples = pathlib.Path(table.__file__).parent
+    stored, copy = examples / "results", tmp_path / "results"
     shutil.copytree(stored, copy, ignore=shutil.ignore_patterns("*.keras", "*.png"))
     (copy / "vae.md").unlink()
-    assert len(table.write(copy)) >= 7
-    assert (copy / "vae.md").read_text() == (stored / "vae.md").read_text()
+    (copy / "toy" / "results.json").unlink()
+    page = (examples / "README.md").read_text()
+    emptied = table.fill(table.fill(page, "vae", "nothing"), "toy", "nothing")
+    (tmp_path / "README.md").write_text(emptied)
+    assert len(table.write(copy, tmp_path / "README.md")) >= 7
+    assert emptied != page == (tmp_path / "README.md").read_text()
+    for name in ("vae.md", "toy/results.json"):
+        assert (copy / name).read_text() == (stored / name).read_text()
+    for figure in stored.glob("vae_*_*.png"):
+        assert (copy / figure.name).stat().st_size > 10_000
+    for link in re.findall(r"\]\((results/[^)]*)\)", page):
+        assert (examples / link).exists(), link
+    with pytest.raises(ValueError, match="the marks of 'vae' once"):
+        table.fill(emptied + emptied, "vae", "")
 
 
 def test_printed_command_repeats_the_run(tmp_path, monkeypatch):
