@@ -26,6 +26,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -164,7 +165,10 @@ class Checkpoint(keras.callbacks.Callback):
             return 0
         try:
             _check_archive(self.path)
-            model.load_weights(self.path)
+            with warnings.catch_warnings():
+                # Keras only warns that it leaves another optimizer's state out: at step 0.
+                warnings.filterwarnings("error", message="Skipping variable loading")
+                model.load_weights(self.path)
         except Exception as error:
             raise ValueError(
                 f"the checkpoint {self.path} is damaged or belongs to another model: {error}"

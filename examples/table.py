@@ -235,8 +235,10 @@ _ORIGIN: Columns = {
 }
 _SHORT: Columns = {
     "control variate's": lambda run: f"{run.config['control_variate_learning_rate']:g}",
-    "last training ELBO": lambda run: f"{run.last['train_elbo']:.2f}",
-    "last validation ELBO": lambda run: f"{run.last['validation_elbo']:.2f}",
+    "training ELBO, mean over the last": lambda run: (
+        f"{run.last['train_elbo']:.2f}, {_thousands(run.last['step'] - run.rows[-2]['step'])} steps"
+    ),
+    "validation ELBO": lambda run: f"{run.last['validation_elbo']:.2f}",
     "run": lambda run: f"[{pathlib.Path(run.name).name}]({run.name}/metrics.csv)",
 }
 

@@ -220,6 +220,10 @@ def test_checkpoint_of_another_model_is_refused(checkpoint):
     other.compile("adam", loss="mse")
     with pytest.raises(ValueError, match="belongs to another model"):
         checkpoint.restore(other)
+    same, optimizer = small_model(), keras.optimizers.SGD(momentum=0.9)
+    same.compile(optimizer, loss="mse")
+    with pytest.raises(ValueError, match=r"belongs to another model.*optimizer"):
+        checkpoint.restore(same)
 
 
 def test_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
