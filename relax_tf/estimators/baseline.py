@@ -5,6 +5,7 @@ cost. `m` and `s`, the mean and the standard deviation of past batches, give a n
 learn in; the network `B` foretells the cost from the context.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -22,9 +23,10 @@ class Baseline(keras.layers.Layer):
     costs did not differ.
 
     Args:
-        network: `B`, any Keras layer or model, or None for a small MLP.
+        network: `B`, any Keras layer or model, or None for an MLP.
         decay: in [0, 1), of the moving averages `m` and `s`: the weight of a batch relative to
             the next one.
+        hidden_units: of the MLP.
 
     Raises:
         TypeError: if `network` is not a Keras layer or `decay` not a number.
@@ -32,7 +34,13 @@ class Baseline(keras.layers.Layer):
             built for one, or if the network's output is not `[batch, 1]` or `[batch]`.
     """
 
-    def __init__(self, network: keras.layers.Layer | None, decay: float, **kwargs):
+    def __init__(
+        self,
+        network: keras.layers.Layer | None,
+        decay: float,
+        hidden_units: Sequence[int] = (64,),
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if not isinstance(network, (keras.layers.Layer, type(None))):
             raise TypeError(
@@ -41,6 +49,7 @@ class Baseline(keras.layers.Layer):
             )
         self._is_default = network is None
         self.network = network
+        self.hidden_units = hidden_units
         self.decay = decay_rate(decay, "decay")
         self.past = MovingMoments(self.decay, dtype=self.dtype_policy, name="past")
         self._sees_context = False
@@ -49,7 +58,7 @@ class Baseline(keras.layers.Layer):
         self._sees_context = context_shape is not None
         if self._sees_context:
             if self.network is None:
-                self.network = MLP([64], dtype=self.dtype_policy)
+                self.network = MLP(self.hidden_units, dtype=self.dtype_policy)
             build_network(self.network, context=context_shape)
         self.built = True
 

@@ -71,7 +71,7 @@ class Muprop(Estimator):
 
     Args:
         baseline: `B`, a Keras layer or model from the flattened context to `[batch, 1]` or
-            `[batch]`. By default `relax_tf.control_variates.MLP([64])`.
+            `[batch]`. By default `relax_tf.control_variates.MLP()`.
         decay: in [0, 1), of `s`: the weight of a batch relative to the next one.
 
     Raises:
@@ -93,7 +93,8 @@ class Muprop(Estimator):
 
     def __init__(self, baseline: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs):
         super().__init__(**kwargs)
-        self.baseline = Baseline(baseline, decay, dtype=self.dtype_policy, name="baseline")
+        units = (200, 200)  # as `Nvil`'s
+        self.baseline = Baseline(baseline, decay, units, dtype=self.dtype_policy, name="baseline")
         self._hides_python = PythonDetector()
 
     @property
