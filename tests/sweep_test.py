@@ -121,7 +121,7 @@ def test_table_tells_what_is_reached_and_what_falls_short(tmp_path):
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:9] == [
         "2 000 000",
-        "0.0001",
+        "0.001",
         "-111.00",
         "-111.22",
         "+0.22",
@@ -164,7 +164,7 @@ def test_stored_pages_are_what_the_command_makes_of_the_stored_runs(tmp_path):
 
 
 def test_printed_command_repeats_the_run(tmp_path, monkeypatch):
-    fields = {"learning_rate": 5e-4, "hidden_units": (200,) * 4, "seed": 3, "log_every": 1000}
+    fields = {"learning_rate": 1e-4, "hidden_units": (200,) * 4, "seed": 3, "log_every": 1000}
     splits = ("small1", "small2")
     store(tmp_path / "run", "omniglot-nonlinear-disarm", [-1], 5000, splits=splits, **fields)
     (run,) = table.read_runs(tmp_path)
