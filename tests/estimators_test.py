@@ -486,3 +486,9 @@ def test_user_network_with_leading_noise_free_output_shapes():
         estimator = estimators.Relax(control_variate=network)
         estimate = estimator.estimate(Bernoulli(tf.zeros([2, 2])), lambda b: b[:, 0])
         assert estimate.gradient.shape == [2, 2]
+
+
+@pytest.mark.parametrize("name", ["emit", "combine", "observe", "estimate"])
+def test_autograph_can_read_what_subclasses_override(name):
+    """It warns in every user's log otherwise, for one where the body is a docstring alone."""
+    tf.autograph.to_graph(getattr(estimators.Estimator, name))
