@@ -360,7 +360,8 @@ def _label(run: Run) -> str:
 def main(argv):
     del argv
     folder = pathlib.Path(_RESULTS.value)
-    runs = write(folder, _EXAMPLES / "README.md" if folder == _EXAMPLES / "results" else None)
+    is_stored = folder.resolve() == (_EXAMPLES / "results").resolve()
+    runs = write(folder, _EXAMPLES / "README.md" if is_stored else None)
     print(f"{len(runs)} VAE runs. Wrote {folder / 'vae.md'} and the figures.")
 
 
