@@ -217,6 +217,7 @@ _SETTINGS: Columns = {
     "estimator": lambda run: f"`{run.config['estimator']}`",
     "steps": lambda run: _thousands(run.last["step"]),
     "rate": lambda run: f"{run.config['learning_rate']:g}",
+    "seed": lambda run: run.config["seed"],
 }
 _REACHED: Columns = {
     "training ELBO": lambda run: f"{run.best('train_elbo'):.2f}",
@@ -229,7 +230,6 @@ _REACHED: Columns = {
 }
 _ORIGIN: Columns = {
     "hours": lambda run: f"{run.last['seconds'] / 3600:.1f}",
-    "seed": lambda run: run.config["seed"],
     "commit": lambda run: run.commits,
     "run": lambda run: f"[{run.name}]({run.name}/metrics.csv)",
 }

@@ -119,9 +119,10 @@ def test_table_tells_what_is_reached_and_what_falls_short(tmp_path):
     page = (tmp_path / "vae.md").read_text()
     line = next(line for line in page.splitlines() if line.startswith("| `relaxed_rebar`"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1:9] == [
+    assert cells[1:10] == [
         "2 000 000",
         "0.001",
+        "0",
         "-111.00",
         "-111.22",
         "+0.22",
