@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from relax_tf.control_variates import MLP, build_network, evaluate_network
+from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.moving_moments import MovingMoments
 from relax_tf.validation import decay_rate
 
@@ -38,7 +39,7 @@ class Baseline(keras.layers.Layer):
         self,
         network: keras.layers.Layer | None,
         decay: float,
-        hidden_units: Sequence[int] = (64,),
+        hidden_units: Sequence[int],
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -98,3 +99,33 @@ class Baseline(keras.layers.Layer):
         if not isinstance(network, dict):
             return config
         return {**config, "baseline": keras.saving.deserialize_keras_object(network)}
+
+
+class BaselineEstimator(Estimator):
+    """Base of the estimators that have a `Baseline`: its life beside theirs, not how it is used.
+
+    Attributes:
+        baseline_units: the widths of the baseline's default network.
+    """
+
+    baseline_units = (64,)
+
+    def __init__(self, baseline: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs):
+        super().__init__(**kwargs)
+        self.baseline = Baseline(
+            baseline, decay, self.baseline_units, dtype=self.dtype_policy, name="baseline"
+        )
+
+    def build(self, theta_shape, context_shape=None):
+        self.baseline.build(context_shape)
+        super().build(theta_shape, context_shape)
+
+    def observe(self, f_b, context):
+        self.baseline.update(f_b)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self.baseline.arguments()}
+
+    @classmethod
+    def from_config(cls, config):
+        return super().from_config(Baseline.deserialized_arguments(config))

@@ -26,7 +26,7 @@ from relax_tf.control_variates import (
 )
 from relax_tf.distributions.base import Distribution
 from relax_tf.estimators.base import Estimator
-from relax_tf.estimators.baseline import Baseline
+from relax_tf.estimators.baseline import BaselineEstimator
 from relax_tf.estimators.black_box import PythonDetector
 from relax_tf.estimators.estimate import Cost, batch_mean, evaluate_cost
 from relax_tf.estimators.score_function import score_function_gradient
@@ -299,7 +299,7 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
         return cls(**config)
 
 
-class BlackBoxControlVariateEstimator(NetworkControlVariateEstimator):
+class BlackBoxControlVariateEstimator(BaselineEstimator, NetworkControlVariateEstimator):
     """Base of those whose control variate has to learn all from the values of the cost.
 
     `c = m + s (B(context) + r_phi(., context))`. A network alone must first climb to the level of
@@ -307,14 +307,6 @@ class BlackBoxControlVariateEstimator(NetworkControlVariateEstimator):
     and `r_phi` learns what depends on the sample. `r_phi` minimises the second moment, `B` its
     squared error; neither `m + s B` nor `s` depends on the sample, so all stays unbiased.
     """
-
-    def __init__(self, baseline: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs):
-        super().__init__(**kwargs)
-        self.baseline = Baseline(baseline, decay, dtype=self.dtype_policy, name="baseline")
-
-    def build(self, theta_shape, context_shape=None):
-        self.baseline.build(context_shape)
-        super().build(theta_shape, context_shape)
 
     def network_scale(self, dtype):
         return self.baseline.scale(dtype)
@@ -327,16 +319,6 @@ class BlackBoxControlVariateEstimator(NetworkControlVariateEstimator):
     def estimate_centred(self, dist, draw, f_b, cost, context, seed) -> Any:
         """The gradient, given costs less their baseline."""
         raise NotImplementedError
-
-    def observe(self, f_b, context):
-        self.baseline.update(f_b)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.baseline.arguments()}
-
-    @classmethod
-    def from_config(cls, config):
-        return super().from_config(Baseline.deserialized_arguments(config))
 
 
 @keras.saving.register_keras_serializable("relax_tf")
