@@ -73,16 +73,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     if start_step == 0:
         before = model.evaluate(validation, verbose=0, return_dict=True)
         metrics.write(0, {"val_loss": before["loss"]})
-    model.fit(
-        batches(images.train, config.batch_size, config.seed, start_step),
-        initial_epoch=start_step // config.log_every,
-        epochs=config.steps // config.log_every,
-        steps_per_epoch=config.log_every,
-        validation_data=validation,
-        shuffle=False,  # `batches` does
-        verbose=config.verbose,
-        callbacks=[stop_on_nan(), metrics, best, *tensorboard(folder), checkpoint],
-    )
+    callbacks = [stop_on_nan(), metrics, best, *tensorboard(folder), checkpoint]
+    fit(config, model, images, start_step, validation_data=validation, callbacks=callbacks)
     bounds = evaluate(config, workdir, images, model)
     draw_figures(folder, model, images, metrics.rows)
     first, last = metrics.rows[0], metrics.rows[-1]
@@ -95,6 +87,25 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     _print_bounds(bounds)
     print(f"Results in {folder.path}")
     return last
+
+
+def fit(
+    config: ml_collections.ConfigDict,
+    model: keras.Model,
+    images: Images,
+    start_step: int,
+    **arguments: Any,
+) -> None:
+    """Keras's `fit` from `start_step` on, an epoch for each `log_every` steps."""
+    model.fit(
+        batches(images.train, config.batch_size, config.seed, start_step),
+        initial_epoch=start_step // config.log_every,
+        epochs=config.steps // config.log_every,
+        steps_per_epoch=config.log_every,
+        shuffle=False,  # `batches` does
+        verbose=config.verbose,
+        **arguments,
+    )
 
 
 def evaluate(

@@ -17,46 +17,30 @@ import ml_collections
 import numpy as np
 
 import relax_tf
-from examples import vae, vae_models
+from examples import vae
 from examples.data import Images, batches
 from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file, start
 from relax_tf.diagnostics import Comparison, compare
 
 
-def build_model(
+def compiled_model(
     config: ml_collections.ConfigDict, images: Images, estimator: dict
 ) -> relax_tf.RelaxModel:
-    """The VAE with this estimator, `{"id": ..., SETTING: ...}`, and what else it is built of."""
+    """The VAE with this estimator, `{"id": ..., SETTING: ...}`; equal seeds, equal weights."""
     settings = config.copy_and_resolve_references()
     settings.estimator = estimator["id"]
     settings.estimator_settings = {k: v for k, v in estimator.items() if k != "id"}
-    model = vae_models.build_model(settings, images)
-    model.compile(
-        vae.build_optimizer(settings),
-        loss=relax_tf.losses.BernoulliNegativeLogLikelihood(),
-        jit_compile=config.jit_compile,
-        steps_per_execution=config.steps_per_execution,
-    )
-    return model
+    return vae.compiled_model(settings, images)
 
 
 def train(config: ml_collections.ConfigDict, folder: Workdir, images: Images) -> keras.Model:
     """The VAE to be frozen, trained as `examples.vae` trains it, or the rest of that."""
-    keras.utils.set_random_seed(config.seed)
-    model = build_model(config, images, {"id": config.estimator})
+    model = compiled_model(config, images, {"id": config.estimator})
     checkpoint = Checkpoint(folder.checkpoints / "vae.keras")
     start_step = checkpoint.restore(model)
     columns = {"train_elbo": lambda logs: -logs["loss"]}
     metrics = MetricsCSV(folder.metrics, columns, start_step, config.log_every)
-    model.fit(
-        batches(images.train, config.batch_size, config.seed, start_step),
-        initial_epoch=start_step // config.log_every,
-        epochs=config.steps // config.log_every,
-        steps_per_epoch=config.log_every,
-        shuffle=False,
-        verbose=config.verbose,
-        callbacks=[metrics, checkpoint],
-    )
+    vae.fit(config, model, images, start_step, callbacks=[metrics, checkpoint])
     return model
 
 
@@ -68,8 +52,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Compa
     x = images.validation[: config.variance_batch]
 
     def build(name: str) -> relax_tf.RelaxModel:
-        keras.utils.set_random_seed(config.seed)
-        return build_model(config, images, dict(config.compared[name]))
+        return compiled_model(config, images, dict(config.compared[name]))
 
     names = [name for name in config.compared]
     result = compare(
