@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 import relax_tf
-from relax_tf.passes import EvaluationPass
+from relax_tf.layers.passes import EvaluationPass
 
 _ROWS = 10_000  # samples in memory at once
 

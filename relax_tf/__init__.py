@@ -12,7 +12,7 @@ from relax_tf import (  # noqa: E402
     losses,
     policy_gradients,
 )
-from relax_tf.estimation import ModelEstimate  # noqa: E402
+from relax_tf.step.estimation import ModelEstimate  # noqa: E402
 from relax_tf.layers import (  # noqa: E402
     StochasticBinaryLayer,
     StochasticCategoricalLayer,

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from relax_tf.folding import copies_in_batch
+from relax_tf.step.folding import copies_in_batch
 
 
 @keras.saving.register_keras_serializable("relax_tf")

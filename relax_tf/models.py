@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from relax_tf.trainer import RelaxTrainer
+from relax_tf.step.trainer import RelaxTrainer
 
 
 class RelaxModel(RelaxTrainer, keras.Model):

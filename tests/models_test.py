@@ -741,14 +741,14 @@ def test_replays_share_dropout_and_leave_no_trace(monkeypatch):
     model.compile("sgd", loss="mse")
     x, y = map(tf.constant, data())
     costs = []
-    original = relax_tf.estimation._replayed_cost
+    original = relax_tf.step.estimation._replayed_cost
 
     def spy(model, hard, index, *args):
         cost = original(model, hard, index, *args)
         costs.append(cost(list(hard.latents.values())[index].sample))
         return cost
 
-    monkeypatch.setattr(relax_tf.estimation, "_replayed_cost", spy)
+    monkeypatch.setattr(relax_tf.step.estimation, "_replayed_cost", spy)
     before = dropout.seed_generator.state.numpy()
     mean = model.layers[1].moving_mean.numpy()
     estimate = model.estimate(x, y).estimates["b"]

@@ -12,7 +12,7 @@ import relax_tf
 from relax_tf import estimators
 from relax_tf.distributions import Bernoulli
 from relax_tf.estimators.multi_sample import multi_sample_bound, vimco_credits
-from relax_tf.folding import fold, tile, unfold
+from relax_tf.step.folding import fold, tile, unfold
 from tests.estimators_test import per_example_gradients
 from tests.models_test import X as X1
 from tests.models_test import Y as Y1

@@ -15,7 +15,7 @@ from examples import data, vae, vae_models
 from examples.iwae import importance_weighted_bound
 from examples.runs import read_metrics
 from relax_tf import estimators
-from relax_tf.passes import EvaluationPass
+from relax_tf.layers.passes import EvaluationPass
 
 DISCRETE = sorted(set(estimators._BY_ID) - {"lax", "reparameterization"})
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
 from relax_tf.diagnostics.variance import gradient_variance
-from relax_tf.trainer import RelaxTrainer
+from relax_tf.step.trainer import RelaxTrainer
 from relax_tf.validation import function, positive_integer
 
 

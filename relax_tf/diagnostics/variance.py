@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
-from relax_tf.trainer import RelaxTrainer
+from relax_tf.step.trainer import RelaxTrainer
 from relax_tf.validation import integer_of_at_least, positive_integer
 
 

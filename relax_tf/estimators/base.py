@@ -22,7 +22,7 @@ from relax_tf.estimators.estimate import (
     package,
     second_moment,
 )
-from relax_tf.learning import if_due
+from relax_tf.estimators.learning import if_due
 
 _EXAMPLES = {
     "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",

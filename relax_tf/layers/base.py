@@ -10,7 +10,7 @@ from relax_tf import estimators
 from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.estimate import batch_mean
-from relax_tf.passes import active_pass
+from relax_tf.layers.passes import active_pass
 from relax_tf.validation import boolean, one_of
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import keras
 
-from relax_tf.graph import may_depend
+from relax_tf.step.graph import may_depend
 from relax_tf.layers import StochasticLayer
-from relax_tf.passes import TrainingPass
+from relax_tf.layers.passes import TrainingPass
 
 
 def refuse_batch_normalization(model: Any, x: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from relax_tf.batch_coupling import refuse_batch_normalization
+from relax_tf.step.batch_coupling import refuse_batch_normalization
 from relax_tf.control_variates import is_control_variate
 from relax_tf.distributions import Draw
 from relax_tf.estimators.estimate import (
@@ -15,11 +15,11 @@ from relax_tf.estimators.estimate import (
     package,
     path_to_theta,
 )
-from relax_tf.folding import fold, folded, tile, unfold
-from relax_tf.graph import may_depend
+from relax_tf.step.folding import fold, folded, tile, unfold
+from relax_tf.step.graph import may_depend
 from relax_tf.layers import StochasticLayer
-from relax_tf.particles import estimate_particles, shared_particles
-from relax_tf.passes import Latent, Pass, Replay, TrainingPass
+from relax_tf.step.particles import estimate_particles, shared_particles
+from relax_tf.layers.passes import Latent, Pass, Replay, TrainingPass
 
 
 class ModelEstimate(NamedTuple):

@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from relax_tf.estimators.estimate import Estimate, batch_mean, path_to_theta, second_moment
 from relax_tf.estimators.score_function import score_function_gradient
-from relax_tf.folding import fold, unfold
+from relax_tf.step.folding import fold, unfold
 from relax_tf.layers import StochasticLayer
-from relax_tf.passes import Latent
+from relax_tf.layers.passes import Latent
 
 
 def shared_particles(layers: Iterable[StochasticLayer], sample_weight: Any) -> int:

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.distributions.noise import fold_in
-from relax_tf.folding import tile
+from relax_tf.step.folding import tile
 
 _active = threading.local()
 

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from relax_tf import losses
-from relax_tf.estimation import (
+from relax_tf.step.estimation import (
     ModelEstimate,
     PassScope,
     ensure_built,
@@ -21,13 +21,13 @@ from relax_tf.estimation import (
     summed,
 )
 from relax_tf.estimators.estimate import batch_mean
-from relax_tf.finite import warn_if_not_finite, zero_unless
+from relax_tf.step.finite import warn_if_not_finite, zero_unless
 from relax_tf.layers import StochasticLayer
-from relax_tf.learning import learning
+from relax_tf.estimators.learning import learning
 from relax_tf.optimizers import relax_optimizer, wrap_optimizer
-from relax_tf.passes import EvaluationPass, Latent
-from relax_tf.seeds import load_seeds, save_seeds
-from relax_tf.strategies import check_strategy
+from relax_tf.layers.passes import EvaluationPass, Latent
+from relax_tf.step.foreign_seeds import load_seeds, save_seeds
+from relax_tf.step.strategies import check_strategy
 
 
 class RelaxTrainer:

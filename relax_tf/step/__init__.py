@@ -1,0 +1,1 @@
+"""What happens in a training step, in the order in which data flows."""
