@@ -12,7 +12,6 @@ from relax_tf import (  # noqa: E402
     losses,
     policy_gradients,
 )
-from relax_tf.step.estimation import ModelEstimate  # noqa: E402
 from relax_tf.layers import (  # noqa: E402
     StochasticBinaryLayer,
     StochasticCategoricalLayer,
@@ -20,6 +19,7 @@ from relax_tf.layers import (  # noqa: E402
 )
 from relax_tf.models import RelaxModel  # noqa: E402
 from relax_tf.optimizers import RelaxOptimizer  # noqa: E402
+from relax_tf.step.estimation import ModelEstimate  # noqa: E402
 
 __version__ = "0.1.0"
 

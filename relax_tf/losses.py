@@ -5,8 +5,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from relax_tf.step.folding import copies_in_batch
-
 
 @keras.saving.register_keras_serializable("relax_tf")
 class BernoulliNegativeLogLikelihood(keras.losses.Loss):
@@ -98,7 +96,7 @@ class _PerExample:
         mask = getattr(y_pred, "_keras_mask", None)
         if reduction == "sum":
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            return size * (replicas / copies_in_batch())  # their average must be the sum
+            return size * replicas  # their average must be the sum
         if reduction == "mean_with_sample_weight" and sample_weight is not None:
             divisor = tf.cast(sample_weight, values.dtype)
         elif reduction != "mean_with_sample_weight" and mask is not None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from relax_tf.step.graph import Functional
 from relax_tf.step.trainer import RelaxTrainer
 
 
@@ -44,10 +45,10 @@ class RelaxModel(RelaxTrainer, keras.Model):
                 )
             super().__init__(**kwargs)
             return
-        if not isinstance(self, _Functional):
+        if not isinstance(self, Functional):
             _make_functional(type(self))
         _Trainer.__init__(self)
-        _Functional.__init__(self, *args, **kwargs)
+        Functional.__init__(self, *args, **kwargs)
 
 
 # `keras.Model.__init__` turns a class that is given inputs and outputs into a functional one by
@@ -55,12 +56,10 @@ class RelaxModel(RelaxTrainer, keras.Model):
 # `call` of its own. So functional models are built by a twin that is functional from the start.
 
 _Trainer = keras.Model.__bases__[0]
-_x = keras.Input([1], name="x")  # named, so that users' models keep Keras's first automatic names
-_Functional = type(keras.Model(_x, _x, name="functional_twin"))
 
 
 @keras.saving.register_keras_serializable("relax_tf", "FunctionalRelaxModel")
-class _FunctionalRelaxModel(RelaxModel, _Functional):
+class _FunctionalRelaxModel(RelaxModel, Functional):
     """What `RelaxModel(inputs, outputs)` is."""
 
     def __reduce__(self):

@@ -468,7 +468,7 @@ WRONG = [
     (
         lambda: fit(layer(), keras.layers.BatchNormalization()),
         ValueError,
-        "batch normalisation.*allow_batch_normalization",
+        "couples the examples.*batch normalisation.*certify = False",
     ),
     (lambda: fit(layer(estimator="rebar"), loss=lambda y, p: y[:, 0]), ValueError, "'relax'"),
     (lambda: fit(layer(estimator="muprop"), loss=lambda y, p: y[:, 0]), ValueError, "'relax'"),

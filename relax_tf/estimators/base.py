@@ -50,6 +50,8 @@ class Estimator(keras.layers.Layer):
             and the values of the cost have a leading axis of that size.
         joint: whether the samples of all layers of a model form joint particles, as a bound on
             several samples needs.
+        relies_on_derivative: whether the estimates would be biased if what TensorFlow takes for the
+            derivative of the cost were not its derivative.
         evaluations: how many times an estimate evaluates the cost of each example, at whatever
             samples.
         temperature: at which this estimator's layer is relaxed.
@@ -63,6 +65,7 @@ class Estimator(keras.layers.Layer):
     replay = "hard"
     num_samples = 1
     joint = False
+    relies_on_derivative = False
 
     @property
     def evaluations(self) -> int:

@@ -78,6 +78,7 @@ class Reparameterization(PathwiseEstimator):
     """
 
     defined_for = ("continuous",)
+    relies_on_derivative = True
 
     def emit(self, dist: Distribution, draw: Draw) -> tf.Tensor:
         del dist

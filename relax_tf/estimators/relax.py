@@ -181,6 +181,7 @@ class Rebar(DiscreteControlVariateEstimator):
     """
 
     replay = "relaxed"
+    relies_on_derivative = True
 
     def __init__(self, temperature: float = 0.5, scale: float = 1.0, **kwargs):
         super().__init__(**kwargs)

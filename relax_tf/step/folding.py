@@ -1,32 +1,13 @@
-"""K samples of each example as one batch of K times its size, so that any Keras layer serves them.
+"""K samples of each example as one batch of K times its size.
 
-Sample k of example i is row `k * batch + i`.
+Sample k of example i is row `k * batch + i`. It is a faster way to K passes of the batch, where the
+model treats every row alike: `relax_tf.step.certificate` finds that out.
 """
 
-import contextlib
-import threading
 from typing import Any
 
 import keras
 import tensorflow as tf
-
-_folded = threading.local()
-
-
-@contextlib.contextmanager
-def folded(copies: int):
-    """While active, a batch holds this many copies of each example."""
-    before = copies_in_batch()
-    _folded.copies = copies
-    try:
-        yield
-    finally:
-        _folded.copies = before
-
-
-def copies_in_batch() -> int:
-    """How often each example of the user's batch is in the batch that layers and losses see."""
-    return getattr(_folded, "copies", 1)
 
 
 def tile(tree: Any, copies: int) -> Any:

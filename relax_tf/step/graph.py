@@ -1,33 +1,57 @@
-"""What depends on what in a functional model."""
+"""What a functional model's graph proves about the order of its stochastic layers."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
+from relax_tf.layers.passes import Call
 
-def may_depend(model: keras.Model, layer: keras.layers.Layer, on: keras.layers.Layer) -> bool:
-    """Whether a call of `layer` may depend on the output of a call of another layer, `on`.
+_x = keras.Input([1], name="x")  # named, so that users' models keep Keras's first automatic names
+# The class of functional models, which has no public name.
+Functional = type(keras.Model(_x, _x, name="functional_twin"))
 
-    False only where the graph of a functional model excludes it. True in other models, and where
-    one operation of the graph (a nested model) holds both layers.
+
+def may_depend(model: keras.Model, calls: Sequence[Call], later: Any, on: Any) -> bool:
+    """Whether a call of the layer `later` may depend on a sample of the layer `on`.
+
+    False only where the graph excludes it: in a functional model that is called as Keras calls it,
+    if all calls of the two layers are operations of the model's own outer graph, and no path leads
+    from any of the one's to any of the other's. Whatever happens inside an operation (a nested
+    model, a recurrent layer, a layer of the user's), in a subclass or in the cost is not looked
+    into: there everything counts as dependent.
+
+    Args:
+        model: the model.
+        calls: of the hard pass.
+        later, on: stochastic layers.
     """
-    if not hasattr(model, "_nodes_by_depth"):
+    if not _is_called_by_its_graph(model):
         return True
-    dependent = set()
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            inside = _layers_inside(node.operation)
-            if any(parent in dependent for parent in node.parent_nodes):
-                dependent.add(node)
-                if layer in inside:
-                    return True
-            if on in inside:
-                dependent.add(node)
-                if layer in inside and layer is not on:
-                    return True
+    nodes = [node for depth in _depths(model) for node in model._nodes_by_depth[depth]]
+    for layer in (later, on):
+        of_layer = [call for call in calls if call.layer is layer]
+        in_graph = [node for node in nodes if node.operation is layer]
+        if len(of_layer) != len(in_graph) or any(call.in_cost for call in of_layer):
+            return True
+    reached = set()
+    for node in nodes:
+        if any(parent in reached for parent in node.parent_nodes):
+            reached.add(node)
+            if node.operation is later:
+                return True
+        if node.operation is on:
+            reached.add(node)
     return False
 
 
-def _layers_inside(operation: keras.Operation) -> list[keras.layers.Layer]:
-    """The operation itself, if it is a layer, and all layers within it."""
-    if not isinstance(operation, keras.layers.Layer):
-        return []
-    return list(operation._flatten_layers())
+def _is_called_by_its_graph(model: keras.Model) -> bool:
+    return (
+        isinstance(model, Functional)
+        and getattr(model.call, "__func__", None) is Functional.call
+        and type(model).__call__ is keras.Layer.__call__
+    )
+
+
+def _depths(model: keras.Model) -> list[int]:
+    return sorted(model._nodes_by_depth, reverse=True)

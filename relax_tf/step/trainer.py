@@ -11,31 +11,28 @@ import keras
 import tensorflow as tf
 
 from relax_tf import losses
-from relax_tf.step.estimation import (
-    ModelEstimate,
-    PassScope,
-    ensure_built,
-    estimate_batch,
-    penalties,
-    run,
-    summed,
-)
 from relax_tf.estimators.estimate import batch_mean
-from relax_tf.step.finite import warn_if_not_finite, zero_unless
-from relax_tf.layers import StochasticLayer
 from relax_tf.estimators.learning import learning
-from relax_tf.optimizers import relax_optimizer, wrap_optimizer
+from relax_tf.layers import StochasticLayer
 from relax_tf.layers.passes import EvaluationPass, Latent
+from relax_tf.optimizers import relax_optimizer, wrap_optimizer
+from relax_tf.step.certificate import certify
+from relax_tf.step.estimation import ModelEstimate, estimate_batch, summed
+from relax_tf.step.finite import warn_if_not_finite, zero_unless
+from relax_tf.step.first_batch import shown_first_batch
 from relax_tf.step.foreign_seeds import load_seeds, save_seeds
+from relax_tf.step.hard_pass import Batch, LiveScope, ensure_built, penalties, run
 from relax_tf.step.strategies import check_strategy
 
 
 class RelaxTrainer:
     """The training half of `RelaxModel`, apart from how Keras constructs models."""
 
-    # Whether batch normalisation may run in training mode downstream of a sample. It couples the
-    # examples of a batch, so that each gradient takes credit for other examples' costs.
-    allow_batch_normalization = False
+    # Whether `fit` certifies the model on its first batch (see `check`). False insists on training
+    # a model that fails.
+    certify = True
+    # Whether several passes of a batch may be one of a longer batch; `check` finds out.
+    _rows_are_alike = False
 
     # The cost.
 
@@ -50,13 +47,15 @@ class RelaxTrainer:
         """The cost of each example, `[batch]`: override it for a cost of your own.
 
         It runs in every pass, also in replays with relaxed samples, so it must use the `y_pred`
-        and the `latents` that it is given and keep no state.
+        and the `latents` that it is given and keep no state. It may call layers of the model; a
+        stochastic layer that it calls is estimated like any other, and adds its latent to
+        `latents` by the call.
 
         Args:
             x, y, sample_weight: the batch.
             y_pred: the model's output in this pass.
             latents: for each stochastic layer by name (`name:1` for a second call) its
-                `theta`, `z`, `sample`, `dist` and `kl` of this pass.
+                `theta`, `sample`, `dist` and `kl` of this pass.
             sample_weight: `[batch]`, or one such for each output (their mean weighs the KL), or
                 None; multiplies the example's whole cost.
 
@@ -91,9 +90,9 @@ class RelaxTrainer:
             training step it draws from the layers' generators and moves their state.
 
         Raises:
-            ValueError: if the model has no stochastic layer or no cost, if the cost is not one
-                value per example or lacks a gradient that an estimator needs, or if batch
-                normalisation couples the examples downstream of a sample.
+            ValueError: if the model has no stochastic layer or no cost, or if the cost is not one
+                value per example or lacks a gradient that an estimator needs. Whether the estimates
+                are unbiased in this model is for `check` to say.
 
         Example:
 
@@ -107,18 +106,61 @@ class RelaxTrainer:
         >>> result.estimates["b"].gradient.shape
         TensorShape([8, 3])
         """
-        x, y, sample_weight = keras.tree.map_structure(
-            lambda value: None if value is None else tf.convert_to_tensor(value),
-            (x, y, sample_weight),
-        )
-        return estimate_batch(self, x, y, sample_weight)[0]
+        self._refuse_compute_loss()
+        return estimate_batch(self, _tensors(x, y, sample_weight))[0]
+
+    def check(self, x: Any, y: Any = None, sample_weight: Any = None) -> None:
+        """Certifies on one batch that the estimators' assumptions hold in this model.
+
+        `fit` and `train_on_batch` do it by themselves on their first batch, unless
+        `model.certify = False`. Measured are, for each stochastic layer whose estimator is given
+        the cost: (a) that a replay at the drawn sample gives back the cost of the hard pass, if the
+        estimator evaluates the cost at several samples; (b) that changing the samples of some
+        examples changes no other example's cost; (c) that the cost changes between two samples as
+        its derivative says, if the estimator relies on that. Takes about as long as tracing one
+        step, and leaves variables, seeds and metrics as they were.
+
+        Args:
+            x, y, sample_weight: one batch, as `fit` would pass it. Of a single example (b) cannot
+                be measured.
+
+        Raises:
+            ValueError: if one of the three does not hold. It names the property, the layer, the
+                numbers, likely causes and what to do.
+
+        Example:
+
+        >>> inputs = keras.Input([5])
+        >>> b = relax_tf.StochasticBinaryLayer(3, name="b")(inputs)
+        >>> outputs = keras.layers.BatchNormalization()(b)
+        >>> model = relax_tf.RelaxModel(inputs, outputs)
+        >>> model.compile("sgd", loss="mse")
+        >>> model.check(tf.ones([8, 5]), tf.ones([8, 3]))
+        Traceback (most recent call last):
+        ...
+        ValueError: RelaxModel ... couples the examples of a batch: ...
+        """
+        self._refuse_compute_loss()
+        certify(self, _tensors(x, y, sample_weight))
+
+    def _refuse_compute_loss(self) -> None:
+        """Raises a ValueError if Keras's hook for the loss is overridden and ours is not."""
+        theirs = getattr(self.compute_loss, "__func__", None) is not keras.Model.compute_loss
+        if theirs and type(self).compute_cost is RelaxTrainer.compute_cost:
+            raise ValueError(
+                f"{type(self).__name__} overrides `compute_loss`, which returns one scalar, but "
+                "gradients through samples need one value per example. Override `compute_cost("
+                "self, x, y, y_pred, latents, sample_weight=None)`, which returns shape [batch]."
+            )
 
     # Keras's steps.
 
     @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
+    def fit(self, x=None, *args, **kwargs):
         check_strategy(self)
-        return super().fit(*args, **kwargs)
+        if x is None:
+            raise ValueError("`fit` needs data: `x`, a dataset or a generator. Received: x=None")
+        return super().fit(x, *args, **kwargs)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
@@ -127,11 +169,34 @@ class RelaxTrainer:
 
     def make_train_function(self, force=False):
         check_strategy(self)  # for `train_on_batch`
-        return super().make_train_function(force)
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            self.train_function = shown_first_batch(
+                self.train_function, self._certify, self.steps_per_execution
+            )
+        return self.train_function
+
+    def _certify(self, data: Any) -> None:
+        if self.certify:
+            self.check(*keras.utils.unpack_x_y_sample_weight(data))
 
     def make_test_function(self, force=False):
         check_strategy(self)
-        return super().make_test_function(force)
+        return super().make_test_function(force or self._inference_has_changed("test"))
+
+    def make_predict_function(self, force=False):
+        return super().make_predict_function(force or self._inference_has_changed("predict"))
+
+    def _inference_has_changed(self, function: str) -> bool:
+        """Whether layers emit something else than when Keras traced this function."""
+        now = [layer.inference for layer in self._stochastic_layers()]
+        before = self._traced_inference.get(function, now)
+        self._traced_inference[function] = now
+        return now != before
+
+    @functools.cached_property
+    def _traced_inference(self) -> dict[str, list[str]]:
+        return {}
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One update on one batch: what `fit` repeats, and a loop of your own may.
@@ -166,12 +231,14 @@ class RelaxTrainer:
         Returns:
             The metrics so far by name, of this replica.
         """
+        self._refuse_compute_loss()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         scale = self.optimizer.scale_loss(1.0 / replicas)
         due = relax_optimizer(self.optimizer).control_variate_due
         with tf.GradientTape() as tape, learning(due):
-            result, hard, y_pred = estimate_batch(self, x, y, sample_weight)
+            batch = Batch(x, y, sample_weight)
+            result, calls, y_pred = estimate_batch(self, batch)
             # The two share no path to any variable, so one backward pass serves both.
             total = scale * (result.surrogate + result.control_variate_loss)
         variables = self.trainable_variables
@@ -183,30 +250,32 @@ class RelaxTrainer:
         loss = tf.where(finite, result.surrogate, float("nan"))
         self._track_loss(x, y, y_pred, sample_weight, loss)
         by_variable = dict(zip(map(id, variables), gradients, strict=True))
-        for name, latent in hard.latents.items():
-            phi = map(id, latent.layer.estimator.trainable_variables)
+        for call in calls:
+            phi = map(id, call.layer.estimator.trainable_variables)
             norm = _global_norm([by_variable[variable] for variable in phi])
-            latent.layer.tracked.update(
+            call.layer.tracked.update(
                 {
-                    "second_moment": result.estimates[name].second_moment,
+                    "second_moment": result.estimates[call.name].second_moment,
                     "control_variate_norm": norm / scale,
                 },
                 examples=_batch_size(x),
                 learned=due,
             )
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        if any(not latent.layer.estimator.hard for latent in hard.latents.values()):
+        if any(not call.layer.estimator.hard for call in calls):
             logs["relaxed_loss"] = logs["loss"]
         return logs
 
     def test_step(self, data):
+        self._refuse_compute_loss()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         ensure_built(self, x)
         evaluation = EvaluationPass()
-        with PassScope() as scope:
+        with LiveScope() as scope:
             y_pred = run(self, evaluation, x, training=False)
-            cost = self.compute_cost(x, y, y_pred, evaluation.latents, sample_weight=sample_weight)
-        scope.commit()
+            with evaluation:
+                latents = evaluation.latents
+                cost = self.compute_cost(x, y, y_pred, latents, sample_weight=sample_weight)
         added = [*scope.losses, *penalties(self, of_control_variates=False)]
         self._track_loss(x, y, y_pred, sample_weight, summed(batch_mean(cost), added))
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
@@ -272,6 +341,13 @@ class RelaxTrainer:
     @optimizer.setter
     def optimizer(self, optimizer) -> None:
         self._relax_optimizer = None if optimizer is None else wrap_optimizer(optimizer)
+
+
+def _tensors(x: Any, y: Any, sample_weight: Any) -> Batch:
+    return keras.tree.map_structure(
+        lambda v: v if v is None or tf.is_tensor(v) else tf.convert_to_tensor(v),
+        Batch(x, y, sample_weight),
+    )
 
 
 def _global_norm(gradients: list[tf.Tensor]) -> tf.Tensor:

@@ -1,0 +1,67 @@
+"""A look at the first batch of an iterator, which then goes on as if nobody had looked."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def shown_first_batch(
+    train_function: Callable, look: Callable[[Any], None], steps: int
+) -> Callable:
+    """A Keras train function that shows the first batch it is given to `look`.
+
+    Args:
+        train_function: what `make_train_function` made, from an iterator to logs. One call of it
+            takes up to `steps` batches.
+        look: is called once with the batch of (one replica of) the first call.
+        steps: the model's `steps_per_execution`.
+    """
+    seen = False
+
+    @functools.wraps(train_function)
+    def function(iterator):
+        nonlocal seen
+        if not seen:
+            batch = next(iterator)
+            look(_of_one_replica(batch))
+            seen = True
+            iterator = _put_back(batch, iterator, steps)
+        return train_function(iterator)
+
+    return function
+
+
+def _of_one_replica(batch: Any) -> Any:
+    strategy = tf.distribute.get_strategy()
+    return keras.tree.map_structure(
+        lambda value: (
+            strategy.experimental_local_results(value)[0]
+            if isinstance(value, tf.distribute.DistributedValues)
+            else value
+        ),
+        batch,
+    )
+
+
+def _put_back(batch: Any, iterator: Iterator, steps: int) -> Iterator:
+    """An iterator over this batch and the next `steps - 1` of the other one.
+
+    Of a `tf.data.Iterator` it makes another that the same compiled step takes.
+    """
+    rest = itertools.islice(iterator, steps - 1)
+    if not isinstance(iterator, tf.data.Iterator) or _has_optionals(iterator.element_spec):
+        return itertools.chain([batch], rest)
+    dataset = tf.data.Dataset.from_generator(
+        lambda: itertools.chain([batch], rest), output_signature=iterator.element_spec
+    )
+    options = tf.data.Options()
+    options.autotune.enabled = False  # it makes TensorFlow wait when the iterator is dropped
+    return iter(dataset.with_options(options))
+
+
+def _has_optionals(spec: Any) -> bool:
+    return any(isinstance(leaf, tf.OptionalSpec) for leaf in tf.nest.flatten(spec))

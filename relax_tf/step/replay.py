@@ -1,0 +1,142 @@
+"""A replay is the hard pass again with one emission changed.
+
+The same shapes, the same noise and masks everywhere, the same state, and no trace left in it. What
+a replay is stands here and nowhere else.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from relax_tf.distributions import Distribution, Draw
+from relax_tf.estimators.estimate import Cost
+from relax_tf.layers.passes import Call, Pass
+from relax_tf.step.folding import fold, tile, unfold
+from relax_tf.step.graph import may_depend
+from relax_tf.step.hard_pass import Batch, Outcome, TrainingPass, run_with_cost
+
+
+class Replay(Pass):
+    """A training pass once more, with the sample of call number `index` replaced.
+
+    Calls that cannot depend on it keep their samples. Calls downstream meet another theta: they
+    keep their noise, `z = theta + eps`, since keeping the value of z or b would hide their
+    dependence on the replaced sample. They emit relaxed samples, means, or what their estimators
+    emit.
+
+    Args:
+        originals: the calls to repeat.
+        index, sample: the call whose sample is replaced, and by what: `[copies * batch, *event]`.
+        emits: what calls downstream emit: `"hard"`, `"relaxed"`, `"mean"`, or `"held"` for discrete
+            samples held as they were drawn.
+        copies: how many times the batch of the original is tiled, for several samples at once.
+        is_downstream: tells of a later call whether it may depend on this call's sample.
+    """
+
+    def __init__(
+        self,
+        originals: list[Call],
+        index: int,
+        sample: tf.Tensor | None,
+        emits: str,
+        is_downstream: Callable[[Call], bool],
+        copies: int = 1,
+    ):
+        super().__init__()
+        self._originals = originals
+        self._index = index
+        self._sample = sample
+        self._emits = emits
+        self._copies = copies
+        self._is_downstream = is_downstream
+
+    def _choose(self, index, layer, dist):
+        original = self._original(index, layer)
+        eps, z, sample = tile((original.eps, original.z, original.sample), self._copies)
+        if index == self._index:
+            return eps, z, self._sample
+        if index < self._index or not self._is_downstream(original):
+            return eps, z, tf.stop_gradient(sample)
+        if self._emits == "held" and dist.discrete:
+            return eps, z, tf.stop_gradient(sample)
+        draw = dist.from_noise(eps)
+        return eps, draw.z, self._emission(layer, dist, draw)
+
+    def _emission(self, layer: Any, dist: Distribution, draw: Draw) -> tf.Tensor:
+        if self._emits == "relaxed":
+            return dist.relax(draw.z, tf.cast(layer.estimator.temperature, dist.dtype))
+        if self._emits == "mean":
+            return dist.mean()
+        return layer.estimator.emit(dist, draw)
+
+    def _original(self, index: int, layer: Any) -> Call:
+        if index >= len(self._originals) or self._originals[index].layer is not layer:
+            raise ValueError(
+                "a RelaxModel must call its stochastic layers in the same order in every pass; "
+                f"in a replay, call number {index} unexpectedly came from {layer.name!r}."
+            )
+        return self._originals[index]
+
+
+class Replays:
+    """The replays of one hard pass.
+
+    Args:
+        model, batch: what is replayed.
+        hard, outcome: the hard pass and what it yielded.
+    """
+
+    def __init__(self, model: Any, batch: Batch, hard: TrainingPass, outcome: Outcome):
+        self._model = model
+        self._batch = batch
+        self._calls = list(hard.calls)
+        self._state = outcome.state
+
+    def cost(self, index: int, emits: str | None = None) -> Cost:
+        """The cost as a function of the sample of call number `index`.
+
+        The function takes `[batch, *event]` to `[batch]`, and `[K, batch, *event]` to
+        `[K, batch]`: K replays, or one of a batch K times as long where that is known to be the
+        same.
+
+        Args:
+            index: of the call in the hard pass.
+            emits: what calls downstream emit, by default what the call's estimator wants.
+        """
+        call = self._calls[index]
+        emits = emits or call.layer.estimator.replay
+
+        def cost(sample: tf.Tensor) -> tf.Tensor:
+            if sample.shape.rank == call.dist.shape.rank:
+                return self.run(index, sample, emits)
+            copies = sample.shape[0]
+            if copies > 1 and self._model._rows_are_alike:
+                return unfold(self.run(index, fold(sample), emits, copies), copies)
+            return tf.stack([self.run(index, one, emits) for one in tf.unstack(sample)])
+
+        return cost
+
+    def run(self, index: int, sample: tf.Tensor, emits: str = "hard", copies: int = 1) -> tf.Tensor:
+        """The cost `[copies * batch]` with another sample for call number `index`."""
+        return self._run(index, sample, emits, copies)[0]
+
+    def unchanged(self, copies: int) -> tuple[tf.Tensor, keras.StatelessScope]:
+        """The cost with all samples as they were, and the state that the replay would leave."""
+        return self._run(len(self._calls), None, "hard", copies)
+
+    def _run(self, index, sample, emits, copies):
+        def is_downstream(later: Call) -> bool:
+            on = self._calls[index].layer
+            return may_depend(self._model, self._calls, later.layer, on)
+
+        replay = Replay(self._calls, index, sample, emits, is_downstream, copies)
+        with keras.StatelessScope(self._state, collect_losses=True) as scope:
+            _, f_b = run_with_cost(self._model, replay, Batch(*tile(self._batch, copies)))
+        if len(replay.calls) != len(self._calls):
+            raise ValueError(
+                "a RelaxModel must call its stochastic layers in the same order in every pass; a "
+                f"replay made {len(replay.calls)} of the {len(self._calls)} calls."
+            )
+        return f_b, scope
