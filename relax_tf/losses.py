@@ -15,7 +15,12 @@ class BernoulliNegativeLogLikelihood(keras.losses.Loss):
     Args:
         reduction, name, dtype: as in any Keras loss.
 
-    Inputs: `y_true` in [0, 1] and logits `y_pred`, both `[batch, ...]`; unreduced `[batch]`.
+    Inputs: `y_true` in [0, 1] and logits `y_pred`, both `[batch, ...]`; unreduced `[batch]`. What
+    Keras's mask of `y_pred` hides, `[batch, time]` for example, is left out of the sum.
+
+    Raises:
+        ValueError: if data and logits differ in shape, or the mask does not have their leading
+            axes.
 
     Example:
 
@@ -32,14 +37,44 @@ class BernoulliNegativeLogLikelihood(keras.losses.Loss):
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
 
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        return super().__call__(y_true, _beside_its_mask(y_pred), sample_weight)
+
     def call(self, y_true, y_pred):
+        y_pred, mask = y_pred if isinstance(y_pred, tuple) else (y_pred, None)
         if not y_true.shape.is_compatible_with(y_pred.shape):
             raise ValueError(
                 "BernoulliNegativeLogLikelihood needs data and logits of the same shape. "
                 f"Received shapes: {tuple(y_true.shape)} and {tuple(y_pred.shape)}"
             )
+        if mask is not None:
+            mask = _matching(tf.cast(mask, tf.bool), y_pred)
+            y_true, y_pred = (tf.where(mask, v, tf.zeros_like(v)) for v in (y_true, y_pred))
         losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=y_true, logits=y_pred)
+        if mask is not None:
+            losses = tf.where(mask, losses, tf.zeros_like(losses))
         return tf.reduce_sum(losses, axis=list(range(1, losses.shape.rank)))
+
+
+def _beside_its_mask(y_pred: Any) -> Any:
+    """`(y_pred, mask)` of a masked `y_pred`: Keras hands the pair on to `call` as it is."""
+    mask = getattr(y_pred, "_keras_mask", None)
+    return y_pred if mask is None else (tf.identity(y_pred), mask)
+
+
+def _matching(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """A mask of the leading axes of `values` with axes of size 1 for the others.
+
+    Raises:
+        ValueError: if it is no such mask.
+    """
+    if not mask.shape.is_compatible_with(values.shape[: mask.shape.rank]):
+        raise ValueError(
+            "the mask of logits must have the shape of their leading axes, such as [batch, time]. "
+            f"Received shapes: mask {tuple(mask.shape)} and logits {tuple(values.shape)}"
+        )
+    missing = values.shape.rank - mask.shape.rank
+    return tf.reshape(mask, tf.concat([tf.shape(mask), [1] * missing], 0))
 
 
 def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
