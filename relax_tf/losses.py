@@ -96,7 +96,8 @@ def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = Non
             "`compute_cost` and compile without a loss."
         )
     if not compile_loss.built:
-        compile_loss(y, y_pred)
+        with keras.StatelessScope():  # a call builds it, and would count in its metrics
+            compile_loss(y, y_pred)
     flat_losses, metrics = compile_loss._flat_losses, compile_loss._metrics
     compile_loss._flat_losses = [item._replace(loss=_PerExample(item.loss)) for item in flat_losses]
     compile_loss._metrics = [None] * len(flat_losses)  # each output's loss is tracked elsewhere

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import relax_tf
 from relax_tf.losses import BernoulliNegativeLogLikelihood, per_example
 
 
@@ -123,3 +124,27 @@ def test_a_mask_of_everything_is_no_nan():
     y = tf.zeros([2, 3, 1])
     nothing = per_example(compiled(loss), y, masked(y + 1, np.zeros([2, 3], bool)))
     np.testing.assert_array_equal(nothing, [0, 0])
+
+
+def two_outputs():
+    inputs = keras.Input([3])
+    b = relax_tf.StochasticBinaryLayer(2, "reinforce", inference="mean", name="b")(inputs)
+    outputs = {name: keras.layers.Dense(1, name=name)(b) for name in ("p", "q")}
+    return relax_tf.RelaxModel(inputs, outputs)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("estimate_first", [False, True])
+def test_the_loss_of_each_output_counts_every_batch_once(eager, estimate_first):
+    model = two_outputs()
+    model.compile(keras.optimizers.SGD(0.0), loss="mse", run_eagerly=eager)
+    x, y = np.ones([8, 3], "float32"), np.repeat([[1.0], [10.0]], 4, axis=0)
+    targets = {"p": y, "q": -y}  # a batch with a small loss, and one with a large loss
+    if estimate_first:
+        model.estimate(x, targets)
+        assert {float(metric.count) for metric in model._compile_loss.metrics} == {0.0}
+    arguments = {"batch_size": 4, "verbose": 0}
+    logs = model.fit(x, targets, shuffle=False, **arguments).history
+    assert logs["p_loss"][0] + logs["q_loss"][0] == pytest.approx(logs["loss"][0], rel=1e-5)
+    logs = model.evaluate(x, targets, return_dict=True, **arguments)
+    assert logs["p_loss"] + logs["q_loss"] == pytest.approx(logs["loss"], rel=1e-5)
