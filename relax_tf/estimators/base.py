@@ -233,12 +233,13 @@ class Estimator(keras.layers.Layer):
         )
         return package(dist, sample, self.combine(f_b), gradient, loss)
 
-    def _learn(self, *args, objective) -> tuple[Any, tf.Tensor]:
+    def _learn(self, dist, *args, objective) -> tuple[Any, tf.Tensor]:
         """The gradient, cut off, and the loss of phi, cut off from everything but phi (eq. 16)."""
         phi = [variable.value for variable in self.trainable_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(phi)
-            gradient, loss = self.estimate_gradient(*args)
+            gradient, loss = self.estimate_gradient(dist, *args)
+            gradient = tf.nest.map_structure(dist.zero_where_fixed, gradient)
             if self.learns_from_gradient:
                 terms = [objective(gradient), *([] if loss is None else [loss])]
                 loss = tf.add_n(terms)

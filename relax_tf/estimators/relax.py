@@ -254,9 +254,8 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
         super().build(theta_shape, context_shape)
 
     def network_input(self, dist: Distribution, z: tf.Tensor) -> tf.Tensor:
-        """What the network sees of `z`."""
-        del dist
-        return z
+        """What the network sees of `z`: 0 in place of what infinite logits make of it."""
+        return dist.zero_where_fixed(z)
 
     def network_scale(self, dtype: tf.DType) -> float | tf.Tensor:
         """The size of a cost that the network's output is a multiple of."""
