@@ -104,9 +104,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
     @property
     def optimizers(self):
         """Hidden: Keras's learning-rate callbacks would set the rate of each of them."""
-        raise AttributeError(
-            "a RelaxOptimizer has an `optimizer` and a `control_variate_optimizer`."
-        )
+        raise AttributeError  # `__getattr__` says it in words
 
     @property
     def optimizer(self) -> keras.optimizers.Optimizer:
@@ -132,7 +130,10 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         # Python comes here for what a RelaxOptimizer does not have.
         hidden = name.startswith("_") or name == "optimizers"
         if hidden or "_inner_optimizers" not in vars(self):
-            raise AttributeError(f"a RelaxOptimizer has no attribute {name!r}.")
+            raise AttributeError(
+                f"a RelaxOptimizer has no attribute {name!r}, but an `optimizer` and a "
+                "`control_variate_optimizer`."
+            )
         return getattr(self.optimizer, name)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -40,10 +40,6 @@ def fit(*layers, loss="mse", **compile_arguments):
     model.fit(np.zeros([8, 3], "f"), np.zeros([8, *x.shape[1:]], "f"), verbose=0)
 
 
-def class_of(identifier):
-    return type(estimators.get(identifier)).__name__
-
-
 def layer(**arguments):
     return relax_tf.StochasticBinaryLayer(**{"units": 2, **arguments})
 
@@ -332,7 +328,7 @@ WRONG = [
         (
             lambda name=name: estimate(name, dist=NORMAL),
             ValueError,
-            f"{class_of(name)} is.*discrete distributions only.*Normal.*continuous.*'lax'",
+            f"'{name}' is.*discrete distributions only.*Normal.*continuous.*'lax'",
         )
         for name in ("concrete", "straight_through", "rebar", "relax", "relaxed_rebar")
     ),
@@ -340,7 +336,7 @@ WRONG = [
         (
             lambda name=name, dist=dist: estimate(name, dist=dist),
             ValueError,
-            f"{class_of(name)} is.*continuous distributions only.*{type(dist).__name__}.*'relax'",
+            f"'{name}' is.*continuous distributions only.*{type(dist).__name__}.*'relax'",
         )
         for name in ("lax", "reparameterization")
         for dist in (DIST, ONE_HOT)
@@ -414,7 +410,7 @@ WRONG = [
         ValueError,
         "fixed size.*theta of shape",
     ),
-    (lambda: layer(estimator="lax"), ValueError, "Lax.*continuous.*Bernoulli"),
+    (lambda: layer(estimator="lax"), ValueError, "lax.*continuous.*Bernoulli"),
     (lambda: categorical(num_variables=0), ValueError, "`num_variables`.*positive.*0"),
     (lambda: categorical(num_classes=1), ValueError, "`num_classes`.*at least 2.*1"),
     (lambda: categorical(num_classes=2.5), TypeError, "`num_classes`.*integer.*2.5"),
@@ -422,11 +418,11 @@ WRONG = [
     (
         lambda: categorical(estimator="reparameterization"),
         ValueError,
-        "Reparameterization.*continuous.*OneHotCategorical",
+        "reparameterization.*continuous.*OneHotCategorical",
     ),
     (lambda: normal(units=0), ValueError, "`units`.*positive.*0"),
     (lambda: normal(prior="uniform"), ValueError, "`prior`.*standard.*'uniform'"),
-    (lambda: normal(estimator="rebar"), ValueError, "Rebar.*discrete.*Normal.*continuous"),
+    (lambda: normal(estimator="rebar"), ValueError, "rebar.*discrete.*Normal.*continuous"),
     (lambda: normal()(tf.zeros([2, 3]), training=True), ValueError, "'reparameterization'"),
     (shared_estimator, ValueError, "estimator instance of layer"),
     # Models.
@@ -487,8 +483,8 @@ WRONG = [
         ValueError,
         "kl='analytic'.*kl='sampled'",
     ),
-    (lambda: normal(estimator="arm"), ValueError, "Arm.*Bernoulli variables only.*Normal"),
-    (lambda: categorical(estimator="disarm"), ValueError, "Disarm.*Bernoulli variables only"),
+    (lambda: normal(estimator="arm"), ValueError, "arm.*Bernoulli variables only.*Normal"),
+    (lambda: categorical(estimator="disarm"), ValueError, "disarm.*Bernoulli variables only"),
     (weighted_vimco, ValueError, "`sample_weight`.*'vimco'"),
     # Diagnostics.
     (lambda: diagnostics.exact_gradient(3, total), TypeError, "`dist`.*3"),
@@ -574,3 +570,23 @@ def test_wrong_use_says_what_is_wrong(call, error, message):
     with pytest.raises(error, match=f"(?s){message}") as raised:
         call()
     assert type(raised.value) is error
+
+
+def test_messages_name_estimators_by_their_ids():
+    for _ in range(2):  # the second instance would be called rebar_1
+        with pytest.raises(ValueError, match="estimator 'rebar' differentiates the cost"):
+            estimate("rebar", cost=numpy_cost)
+        with pytest.raises(ValueError, match="estimator 'relax' is defined for discrete"):
+            estimate("relax", NORMAL)
+    with pytest.raises(ValueError, match="its estimator 'relaxed_rebar' needs the cost"):
+        relax_tf.StochasticBinaryLayer(2)(tf.zeros([1, 3]), training=True)
+
+
+def test_classes_without_an_id_are_named_by_their_class():
+    class Mine(estimators.Relax):
+        pass
+
+    assert Mine().id == "Mine"
+    assert estimators.get("relax").id == "relax"
+    with pytest.raises(ValueError, match="estimator 'Mine' is defined for discrete"):
+        estimate(Mine(), NORMAL)

@@ -79,6 +79,11 @@ class Estimator(keras.layers.Layer):
             )
 
     @property
+    def id(self) -> str:
+        """What `relax_tf.estimators.get` calls it; of a class without an id the class's name."""
+        return vars(type(self)).get("_id", type(self).__name__)
+
+    @property
     def temperature(self) -> float | tf.Tensor:
         return 0.5
 
@@ -129,7 +134,7 @@ class Estimator(keras.layers.Layer):
         kind = "discrete" if family.discrete else "continuous"
         if kind not in self.defined_for:
             raise ValueError(
-                f"the estimator {type(self).__name__} is defined for "
+                f"estimator {self.id!r} is defined for "
                 f"{' and '.join(self.defined_for)} distributions only. Received: "
                 f"{family.__name__}, which is {kind}. Use for example {_EXAMPLES[kind]}."
             )
@@ -245,7 +250,7 @@ class Estimator(keras.layers.Layer):
                 loss = tf.add_n(terms)
             elif objective is not second_moment:
                 raise ValueError(
-                    f"estimator {self.name!r} ({type(self).__name__}) trains on a loss of its own "
+                    f"estimator {self.id!r} trains on a loss of its own "
                     f"and can have no other objective. Received: objective={objective!r}"
                 )
         gradient = tf.nest.map_structure(tf.stop_gradient, gradient)
@@ -261,7 +266,7 @@ class Estimator(keras.layers.Layer):
             if gradient is None:
                 raise ValueError(
                     f"the control variate's variable {variable.path!r} receives no gradient from "
-                    f"the loss of estimator {self.name!r}: it would stay untrained. Use it in the "
+                    f"the loss of estimator {self.id!r}: it would stay untrained. Use it in the "
                     "control variate, or set `trainable=False`."
                 )
         return gradients

@@ -212,7 +212,7 @@ class Rebar(DiscreteControlVariateEstimator):
         temperature = tf.cast(self.temperature, dist.dtype)
         scale = tf.cast(self.scale, dist.dtype)
         complaint = (
-            f"estimator {self.name!r} ({type(self).__name__}) differentiates the cost at relaxed "
+            f"estimator {self.id!r} differentiates the cost at relaxed "
             "samples, but the cost has no gradient with respect to its sample. For a black-box "
             "cost use estimator='relax', whose control variate is a network alone."
         )
@@ -278,7 +278,7 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
             return scale * value, derivative
 
         complaint = (
-            f"the control variate of estimator {self.name!r} has no gradient with respect to its "
+            f"the control variate of estimator {self.id!r} has no gradient with respect to its "
             "input, so it cannot follow z. Pass a layer that is differentiable in its input."
         )
         return [Term(r, complaint, differentiated), *super().terms(dist, cost, context)]

@@ -166,7 +166,7 @@ class StochasticLayer(keras.layers.Layer):
         if self.estimator.needs_cost:
             raise ValueError(
                 f"layer {self.name!r} was called with training=True outside of a training step "
-                f"of relax_tf.RelaxModel, but its estimator {self.estimator.name!r} needs the "
+                f"of relax_tf.RelaxModel, but its estimator {self.estimator.id!r} needs the "
                 "cost of its sample. Use a relax_tf.RelaxModel with `fit` or `estimate`, call "
                 "with training=False, or choose an estimator that backpropagates through its "
                 "own sample ('concrete', 'straight_through'; 'reparameterization' where the "
