@@ -590,3 +590,30 @@ def test_classes_without_an_id_are_named_by_their_class():
     assert estimators.get("relax").id == "relax"
     with pytest.raises(ValueError, match="estimator 'Mine' is defined for discrete"):
         estimate(Mine(), NORMAL)
+
+
+def test_an_estimator_can_be_changed_until_the_layer_is_built():
+    b = layer(estimator="concrete", name="b")
+    for wrong, error in (("rebarr", "unknown estimator"), ("lax", "continuous.*Bernoulli")):
+        with pytest.raises(ValueError, match=error):
+            b.estimator = wrong
+    assert b.estimator.id == "concrete"
+    b.estimator = "rebar"
+    assert b.estimator.id == "rebar"
+    model = functional(b)
+    assert {v.name for v in b.estimator.variables} == {"log_temperature", "scale"}
+    assert not any(isinstance(inside, estimators.Concrete) for inside in model._flatten_layers())
+    before = b.estimator
+    with pytest.raises(ValueError, match=r"(?s)layer 'b' is built.*new layer.*Received.*'relax'"):
+        b.estimator = "relax"
+    assert b.estimator is before
+
+
+def test_inference_is_checked_when_it_is_assigned():
+    b = layer()
+    with pytest.raises(ValueError, match=r"`inference` must be one of.*'median'"):
+        b.inference = "median"
+    assert b.inference == "sample"
+    b.inference = "mean"
+    np.testing.assert_array_equal(b(tf.zeros([1, 3])), 0.5)
+    assert b.get_config()["inference"] == "mean"

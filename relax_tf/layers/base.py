@@ -56,11 +56,10 @@ class StochasticLayer(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
-        self.estimator = estimators.get(estimator)
-        self.estimator.check_defined_for(self.family)
+        self.estimator = estimator
         self.prior = one_of(prior, [None, self.fixed_prior, "learned"], "prior")
         self.kl = one_of(kl, ["analytic", "sampled"], "kl")
-        self.inference = one_of(inference, ["sample", "mean"], "inference")
+        self.inference = inference
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.tracked = _Tracked(self.name)
@@ -74,6 +73,35 @@ class StochasticLayer(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="theta",
         )
+
+    def __setattr__(self, name, value):
+        # No property: Keras would save its variables under the name of what is behind it.
+        if name == "estimator":
+            value = self._new_estimator(value)
+        super().__setattr__(name, value)
+
+    def _new_estimator(self, identifier: Any) -> estimators.Estimator:
+        """The estimator to assign, in place of the one so far."""
+        if self.built:
+            raise ValueError(
+                f"layer {self.name!r} is built, so that its estimator's variables exist: "
+                "`estimator` cannot be changed any more. Make a new layer (`layer.get_config()` "
+                f"has its settings). Received: estimator={identifier!r}"
+            )
+        estimator = estimators.get(identifier)
+        estimator.check_defined_for(self.family)
+        if hasattr(self, "estimator"):
+            self._tracker.untrack(self.estimator)
+        return estimator
+
+    @property
+    def inference(self) -> str:
+        """What the layer emits outside training."""
+        return self._inference
+
+    @inference.setter
+    def inference(self, value: str) -> None:
+        self._inference = one_of(value, ["sample", "mean"], "inference")
 
     @property
     def kernel(self) -> keras.Variable:
