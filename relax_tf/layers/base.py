@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 
 from relax_tf import estimators
 from relax_tf.distributions import Distribution
@@ -190,7 +191,7 @@ class StochasticLayer(keras.layers.Layer):
 
     def _sample_without_pass(self, dist: Distribution, training: bool | None) -> tf.Tensor:
         if not training:
-            return dist.mean() if self.inference == "mean" else dist.draw(self.next_seed()).b
+            return dist.mean() if self.inference == "mean" else dist.draw(self._seed_alone()).b
         if self.estimator.needs_cost:
             raise ValueError(
                 f"layer {self.name!r} was called with training=True outside of a training step "
@@ -200,7 +201,7 @@ class StochasticLayer(keras.layers.Layer):
                 "own sample ('concrete', 'straight_through'; 'reparameterization' where the "
                 "sample is continuous)."
             )
-        return self.estimator.emit(dist, dist.draw(self.next_seed()))
+        return self.estimator.emit(dist, dist.draw(self._seed_alone()))
 
     def kl_divergence(self, dist: Distribution, sample: tf.Tensor) -> tf.Tensor | None:
         """`KL(p(b|theta) || prior)`, `[batch]`, exact or at the sample; None without a prior."""
@@ -218,6 +219,11 @@ class StochasticLayer(keras.layers.Layer):
         if replica is not None and replica.num_replicas_in_sync > 1:
             seed = fold_in(seed, replica.replica_id_in_sync_group)
         return seed
+
+    def _seed_alone(self) -> tf.Tensor:
+        """`next_seed` where no pass numbers the calls: differs between layers of one seed."""
+        position = _position_in_call(self)
+        return fold_in(self.next_seed(), position) if position else self.next_seed()
 
     # Keras.
 
@@ -260,6 +266,21 @@ def as_event(weight: keras.Variable, event_rank: int) -> tf.Tensor:
     """A prior's parameter with leading axes of size 1, for the batch and the rest of the event."""
     missing = 1 + event_rank - len(weight.shape)
     return tf.reshape(tf.convert_to_tensor(weight), [1] * missing + list(weight.shape))
+
+
+def _position_in_call(layer: StochasticLayer) -> int:
+    """How many other stochastic layers the outermost Keras call met before this one.
+
+    By the order of calls, not by names: a model that is built again numbers its layers alike.
+    """
+    call = global_state.get_global_attribute("current_call_ctx")
+    if call is None:  # `layer.call` by itself
+        return 0
+    seen = call.get_value("relax_tf_layers", [])
+    if layer not in seen:
+        seen.append(layer)
+    call.set_value("relax_tf_layers", seen)
+    return seen.index(layer)
 
 
 def _without_shapes(config: dict[str, Any]) -> dict[str, Any]:
