@@ -617,3 +617,31 @@ def test_inference_is_checked_when_it_is_assigned():
     b.inference = "mean"
     np.testing.assert_array_equal(b(tf.zeros([1, 3])), 0.5)
     assert b.get_config()["inference"] == "mean"
+
+
+def resized(b):
+    images = tf.reshape(b, [-1, 3, 1, 1])
+    return tf.reduce_sum(tf.image.resize(images, [5, 2], "bicubic") ** 2, [1, 2, 3])
+
+
+def ctc(b):
+    logits = tf.reshape(b, [-1, 3, 1]) * tf.ones([1, 1, 3])
+    labels = tf.sparse.from_dense(tf.ones([4, 1], tf.int32))
+    lengths = tf.fill([4], 3)
+    return tf.nn.ctc_loss(labels, logits, None, lengths, logits_time_major=False, blank_index=-1)
+
+
+@pytest.mark.parametrize("cost", [resized, ctc])
+@pytest.mark.parametrize("graph", [False, True])
+def test_costs_without_second_derivatives_are_refused_with_a_way_out(cost, graph):
+    for name in ("rebar", "relaxed_rebar"):
+        estimator = estimators.get(name)
+        estimate(estimator)  # builds it
+        call = lambda estimator=estimator: estimate(estimator, cost=cost)  # noqa: E731
+        message = f"(?s)estimator '{name}' .*twice differentiable.*'relax'.*'disarm'.*'muprop'"
+        with pytest.raises(ValueError, match=message) as raised:
+            (tf.function(call, autograph=False) if graph else call)()
+        assert graph or isinstance(raised.value.__cause__, LookupError)
+    of_pairs = lambda pair: tf.stack([cost(b) for b in tf.unstack(pair)])  # noqa: E731
+    for name, way_out in (("relax", cost), ("muprop", cost), ("disarm", of_pairs)):
+        assert np.isfinite(estimate(name, cost=way_out).gradient).all()

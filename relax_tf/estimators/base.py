@@ -261,7 +261,15 @@ class Estimator(keras.layers.Layer):
         return gradient, attach_gradient(loss, values, phi_gradients)
 
     def _phi_gradients(self, tape, loss, phi) -> list[tf.Tensor]:
-        gradients = tape.gradient(loss, phi)
+        try:
+            gradients = tape.gradient(loss, phi)
+        except LookupError as error:  # no gradient registered, or one that forbids a second
+            raise ValueError(
+                f"estimator {self.id!r} learns from the derivative of its control variate, so the "
+                "cost and the networks in it must be twice differentiable, but an operation in "
+                "them is not (see the error above). Use estimator='relax' or 'disarm', which do "
+                "not differentiate the cost, or 'muprop', which does so once."
+            ) from error
         for variable, gradient in zip(self.trainable_variables, gradients, strict=True):
             if gradient is None:
                 raise ValueError(
