@@ -645,3 +645,25 @@ def test_costs_without_second_derivatives_are_refused_with_a_way_out(cost, graph
     of_pairs = lambda pair: tf.stack([cost(b) for b in tf.unstack(pair)])  # noqa: E731
     for name, way_out in (("relax", cost), ("muprop", cost), ("disarm", of_pairs)):
         assert np.isfinite(estimate(name, cost=way_out).gradient).all()
+
+
+def test_theta_without_a_batch_axis_is_told_to_get_one():
+    for wrong in (lambda: Bernoulli(0.3), lambda: OneHotCategorical([0.1, 0.2])):
+        with pytest.raises(ValueError, match=r"add a batch axis.*Received shape"):
+            wrong()
+    with pytest.raises(ValueError, match=r"size 3, is the batch.*add a batch axis"):
+        estimate(dist=Bernoulli(tf.zeros([3])), cost=tf.reduce_sum)
+    with pytest.raises(ValueError, match=r"size 3, is the batch.*add a batch axis"):
+        estimate("rloo", dist=Bernoulli(tf.zeros([3])), cost=total)
+
+
+def test_one_theta_for_all_examples_is_told_to_be_repeated():
+    x = tf.ones([5, 3])
+    message = r"batch 1 while the cost has batch 5.*tf.repeat\(theta, 5, axis=0\).*keras.ops"
+    for name in ("relax", "rloo"):
+        with pytest.raises(ValueError, match=message):
+            estimate(name, Bernoulli(tf.zeros([1, 3])), lambda b: tf.reduce_sum(b * x, -1))
+    repeated = Bernoulli(tf.repeat(tf.zeros([1, 3]), 5, axis=0))
+    assert estimate(dist=repeated, cost=lambda b: total(b * x)).gradient.shape == [5, 3]
+    with pytest.raises(ValueError, match=r"Received shape: \(2,\)$"):
+        estimate(cost=lambda b: tf.zeros([2]))  # another mistake

@@ -78,8 +78,8 @@ class Distribution:
         for leaf in tf.nest.flatten(theta):
             if leaf.shape.rank is None or leaf.shape.rank < 1:
                 raise ValueError(
-                    "distribution parameters need shape [batch, *event] with a batch axis. "
-                    f"Received shape: {leaf.shape}"
+                    "distribution parameters need shape [batch, *event]: add a batch axis, such "
+                    f"as theta[tf.newaxis]. Received shape: {leaf.shape}"
                 )
         self.theta = theta
 

@@ -46,8 +46,9 @@ class OneHotCategorical(Distribution):
         super().__init__(at_least_float32(logits, "logits"))
         if self.shape.rank < 2:
             raise ValueError(
-                "`logits` need shape [batch, *event, classes] with a batch and a class axis. "
-                f"Received shape: {tuple(self.shape)}"
+                "`logits` need shape [batch, *event, classes] with a batch and a class axis: for "
+                "a single variable add a batch axis, logits[tf.newaxis]. Received shape: "
+                f"{tuple(self.shape)}"
             )
         self._possible = ~(self.theta < -INFINITE_LOGIT)  # NaN stays NaN
         known = tf.get_static_value(self._possible)
