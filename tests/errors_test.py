@@ -667,3 +667,19 @@ def test_one_theta_for_all_examples_is_told_to_be_repeated():
     assert estimate(dist=repeated, cost=lambda b: total(b * x)).gradient.shape == [5, 3]
     with pytest.raises(ValueError, match=r"Received shape: \(2,\)$"):
         estimate(cost=lambda b: tf.zeros([2]))  # another mistake
+
+
+def test_sparse_inputs_are_told_to_be_dense():
+    sparse = tf.sparse.from_dense(tf.eye(3))
+    inputs = keras.Input([3], sparse=True)
+    for call, what in (
+        (lambda: layer(name="b")(inputs), "the input of layer 'b'"),
+        (lambda: layer(name="b")(sparse), "the input of layer 'b'"),
+        (lambda: layer(name="b")(tf.eye(3), context=sparse), "the context of layer 'b'"),
+        (lambda: estimate(dist=Bernoulli(tf.eye(3)), context=sparse), "`context`"),
+    ):
+        with pytest.raises(ValueError, match=rf"{what} must be.*to_dense.*shape .*, 3\)"):
+            call()
+    model = relax_tf.RelaxModel(inputs, layer()(keras.layers.Dense(2)(inputs)))
+    model.compile("sgd", loss="mse")
+    assert np.isfinite(model.predict(sparse, verbose=0)).all()

@@ -23,6 +23,7 @@ from relax_tf.estimators.estimate import (
     second_moment,
 )
 from relax_tf.learning import if_due
+from relax_tf.validation import refuse_sparse
 
 _EXAMPLES = {
     "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",
@@ -281,6 +282,7 @@ class Estimator(keras.layers.Layer):
 
 
 def _checked_context(dist: Distribution, context: Any) -> tf.Tensor:
+    refuse_sparse(context, "`context`")
     try:
         context = tf.convert_to_tensor(context)
         real = context.dtype.is_floating or context.dtype.is_integer

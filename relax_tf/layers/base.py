@@ -12,7 +12,7 @@ from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.estimate import batch_mean
 from relax_tf.passes import active_pass
-from relax_tf.validation import boolean, one_of
+from relax_tf.validation import boolean, one_of, refuse_sparse
 
 
 class StochasticLayer(keras.layers.Layer):
@@ -166,6 +166,7 @@ class StochasticLayer(keras.layers.Layer):
         inputs. It may hold whatever is known before this sample is drawn, such as the data and
         samples upstream; what depends on the sample would bias the estimate.
         """
+        self._refuse_sparse(inputs, context)
         if mask is None and context is not None:  # Keras fills in the mask of a sole tensor only
             mask = getattr(inputs, "_keras_mask", None)
         if mask is not None and self.prior is not None:
@@ -181,6 +182,14 @@ class StochasticLayer(keras.layers.Layer):
             else current.emit(self, dist, inputs if context is None else context)
         )
         return tf.cast(sample, self.compute_dtype)
+
+    def compute_output_spec(self, inputs, training=None, mask=None, context=None):
+        self._refuse_sparse(inputs, context)
+        return super().compute_output_spec(inputs, training=training, mask=mask, context=context)
+
+    def _refuse_sparse(self, inputs: Any, context: Any) -> None:
+        refuse_sparse(inputs, f"the input of layer {self.name!r}")
+        refuse_sparse(context, f"the context of layer {self.name!r}")
 
     def _sample_alone(self, dist: Distribution, training: bool | None) -> tf.Tensor:
         """The sample where no pass of a RelaxModel is active; the KL joins by `add_loss`."""
