@@ -147,6 +147,30 @@ def test_information_of_sure_values():
     np.testing.assert_allclose(sure, [np.log1p(np.e), np.log1p(np.exp(-1))], rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_information_is_the_same_in_a_graph(kind, dtype):
+    theta = tf.constant(THETAS[kind], dtype)
+
+    def information(theta):
+        dist, prior = FAMILIES[kind](theta), FAMILIES[kind](tf.zeros_like(theta))
+        b, z = dist.draw(seed=0)
+        values = (dist.log_prob(b), dist.kl_divergence(prior), dist.relax(z, 0.5))
+        return *values, prior.kl_divergence(dist)
+
+    *finite, infinite = tf.function(information, jit_compile=True)(theta)
+    for value, eager in zip(finite, information(theta), strict=False):
+        assert np.isfinite(eager).all()
+        np.testing.assert_allclose(value, eager, rtol=1e-5, atol=1e-6)
+    assert np.isinf(infinite).all()
+
+
+def test_a_sure_value_is_recognised_in_any_support():
+    dist = Bernoulli(tf.constant([[INF, -INF]]), support=(0.1, 0.7))
+    assert dist.log_prob(dist.draw(seed=0).b) == dist.log_prob([[0.7, 0.1]]) == 0
+    assert dist.log_prob([[0.1, 0.1]]) == -INF
+
+
 def test_lowest_numbers_count_as_infinite():
     lowest = tf.float32.min
     dist = OneHotCategorical([[lowest, 0.0, 1.0]])
@@ -177,7 +201,7 @@ def test_layers_train_with_masked_units(config, other):
     arguments = {"estimator": config, "prior": "learned", "name": "b"}
     bias = THETAS[other][0].ravel()
     if other == "bernoulli":
-        layer = relax_tf.StochasticBinaryLayer(4, **arguments)
+        layer = relax_tf.StochasticBinaryLayer(4, kl="sampled", **arguments)
     else:
         layer = relax_tf.StochasticCategoricalLayer(2, 3, kl="sampled", **arguments)
     hidden = keras.layers.Flatten()(layer(inputs))

@@ -142,8 +142,9 @@ class Bernoulli(Distribution):
         """`log p(b|theta)`, shape `[..., batch]`; linear between the two values of the support."""
         indicator = self.indicator(b)
         log_prob = tfd.Bernoulli(logits=self.theta).log_prob(indicator)
-        other = tf.where(indicator == self._fixed_value(), 0, tf.constant(-np.inf, self.dtype))
-        log_prob = tf.where(self._fixed, other, log_prob)
+        another = tf.abs(indicator - self._fixed_value()) > 1e-3  # beyond rounding
+        at_fixed = tf.where(another, tf.constant(-np.inf, self.dtype), 0)
+        log_prob = tf.where(self._fixed, at_fixed, log_prob)
         return sum_event(log_prob, 1 + log_prob.shape.rank - self.theta.shape.rank)
 
     def kl_divergence(self, other: "Bernoulli") -> tf.Tensor:
