@@ -1,5 +1,6 @@
 """The one loss we ship, and compiled Keras losses per example."""
 
+import math
 from typing import Any
 
 import keras
@@ -13,7 +14,12 @@ class BernoulliNegativeLogLikelihood(keras.losses.Loss):
     Args:
         reduction, name, dtype: as in any Keras loss.
 
-    Inputs: `y_true` in [0, 1] and logits `y_pred`, both `[batch, ...]`; unreduced `[batch]`.
+    Inputs: `y_true` in [0, 1] and logits `y_pred`, both `[batch, ...]`; unreduced `[batch]`. What
+    Keras's mask of `y_pred` hides, `[batch, time]` for example, is left out of the sum.
+
+    Raises:
+        ValueError: if data and logits differ in shape, or the mask does not have their leading
+            axes.
 
     Example:
 
@@ -30,14 +36,44 @@ class BernoulliNegativeLogLikelihood(keras.losses.Loss):
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
 
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        return super().__call__(y_true, _beside_its_mask(y_pred), sample_weight)
+
     def call(self, y_true, y_pred):
+        y_pred, mask = y_pred if isinstance(y_pred, tuple) else (y_pred, None)
         if not y_true.shape.is_compatible_with(y_pred.shape):
             raise ValueError(
                 "BernoulliNegativeLogLikelihood needs data and logits of the same shape. "
                 f"Received shapes: {tuple(y_true.shape)} and {tuple(y_pred.shape)}"
             )
+        if mask is not None:
+            mask = _matching(tf.cast(mask, tf.bool), y_pred)
+            y_true, y_pred = (tf.where(mask, v, tf.zeros_like(v)) for v in (y_true, y_pred))
         losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=y_true, logits=y_pred)
+        if mask is not None:
+            losses = tf.where(mask, losses, tf.zeros_like(losses))
         return tf.reduce_sum(losses, axis=list(range(1, losses.shape.rank)))
+
+
+def _beside_its_mask(y_pred: Any) -> Any:
+    """`(y_pred, mask)` of a masked `y_pred`: Keras hands the pair on to `call` as it is."""
+    mask = getattr(y_pred, "_keras_mask", None)
+    return y_pred if mask is None else (tf.identity(y_pred), mask)
+
+
+def _matching(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """A mask of the leading axes of `values` with axes of size 1 for the others.
+
+    Raises:
+        ValueError: if it is no such mask.
+    """
+    if not mask.shape.is_compatible_with(values.shape[: mask.shape.rank]):
+        raise ValueError(
+            "the mask of logits must have the shape of their leading axes, such as [batch, time]. "
+            f"Received shapes: mask {tuple(mask.shape)} and logits {tuple(values.shape)}"
+        )
+    missing = values.shape.rank - mask.shape.rank
+    return tf.reshape(mask, tf.concat([tf.shape(mask), [1] * missing], 0))
 
 
 def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
@@ -58,7 +94,8 @@ def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = Non
             "`compute_cost` and compile without a loss."
         )
     if not compile_loss.built:
-        compile_loss(y, y_pred)
+        with keras.StatelessScope():  # a call builds it, and would count in its metrics
+            compile_loss(y, y_pred)
     flat_losses, metrics = compile_loss._flat_losses, compile_loss._metrics
     compile_loss._flat_losses = [item._replace(loss=_PerExample(item.loss)) for item in flat_losses]
     compile_loss._metrics = [None] * len(flat_losses)  # each output's loss is tracked elsewhere
@@ -69,38 +106,78 @@ def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = Non
 
 
 class _PerExample:
-    """A Keras loss that averages over all axes but the first."""
+    """A Keras loss that averages over all axes but the first.
+
+    The mean over the batch is the scalar that the loss would return by itself. What Keras divides
+    by depends on its reduction, on the masks of the output and of the loss, and on the weights;
+    this follows `keras.losses.Loss.__call__` step by step. One thing is our own: weights `[batch]`
+    are those of whole examples, also of losses `[batch, time]`, where Keras fails.
+    """
 
     def __init__(self, loss: keras.losses.Loss):
         self.loss = loss
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        reduction, self.loss.reduction = self.loss.reduction, None
-        try:
-            values = self.loss(y_true, y_pred, sample_weight)
-        finally:
-            self.loss.reduction = reduction
+        if isinstance(self.loss, BernoulliNegativeLogLikelihood):
+            y_pred = _beside_its_mask(y_pred)
+        mask = getattr(y_pred, "_keras_mask", None)
+        y_true, y_pred = (self._converted(value) for value in (y_true, y_pred))
+        values = self.loss.call(y_true, y_pred)
         if values.shape.rank == 0:
             raise ValueError(
                 f"the compiled loss {self.loss.name!r} returns a scalar, but gradients through "
                 "samples need one value per example: return shape [batch, ...] and leave the "
                 "average over the batch to us."
             )
+        masks = [m for m in (mask, getattr(values, "_keras_mask", None)) if m is not None]
+        values = tf.cast(values, self.loss.dtype)
+        weights = self._weights(values, masks, sample_weight)
+        if weights is not None:
+            values, weights = _of_one_rank(values, weights)
+            values *= weights
         mean = tf.reduce_mean(values, axis=list(range(1, values.shape.rank)))
-        return mean * self._scale(values, y_pred, sample_weight, reduction)
+        return mean * self._scale(values, weights)
 
-    @staticmethod
-    def _scale(values, y_pred, sample_weight, reduction):
-        """What makes the mean over the batch equal to Keras's scalar."""
+    def _converted(self, tree):
+        convert = keras.ops.convert_to_tensor
+        return keras.tree.map_structure(lambda value: convert(value, self.loss.dtype), tree)
+
+    def _weights(self, values, masks, sample_weight):
+        """Masks and weights in one factor of the values; None if there are none."""
+        weights = None
+        if sample_weight is not None:
+            weights = tf.cast(sample_weight, values.dtype)
+            if weights.shape.rank == 1 and values.shape.rank > 1:
+                weights = tf.reshape(weights, [-1] + [1] * (values.shape.rank - 1))
+        if not masks:
+            return weights
+        mask = math.prod(tf.cast(mask, values.dtype) for mask in masks)
+        if self.loss.reduction in ("mean", "sum_over_batch_size"):  # over what is not masked
+            size = tf.cast(tf.size(mask), values.dtype)
+            mask *= tf.math.divide_no_nan(size, tf.reduce_sum(mask))
+        if weights is None:
+            return mask
+        mask, weights = _of_one_rank(mask, weights)
+        return mask * weights
+
+    def _scale(self, values, weights):
+        """What makes the mean over all values Keras's scalar."""
         size = tf.cast(tf.size(values), values.dtype)
-        mask = getattr(y_pred, "_keras_mask", None)
-        if reduction == "sum":
+        if self.loss.reduction == "sum":
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             return size * replicas  # their average must be the sum
-        if reduction == "mean_with_sample_weight" and sample_weight is not None:
-            divisor = tf.cast(sample_weight, values.dtype)
-        elif reduction != "mean_with_sample_weight" and mask is not None:
-            divisor = tf.broadcast_to(tf.cast(mask, values.dtype), tf.shape(values))
-        else:
-            return tf.ones([], values.dtype)
-        return tf.math.divide_no_nan(size, tf.reduce_sum(divisor))
+        if self.loss.reduction == "mean_with_sample_weight" and weights is not None:
+            return tf.math.divide_no_nan(size, tf.reduce_sum(weights))
+        return tf.ones([], values.dtype)
+
+
+def _of_one_rank(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Two tensors whose ranks differ by a last axis of size 1, without that axis or both with it.
+
+    Others are left to broadcasting, as in Keras.
+    """
+    if a.shape.rank == b.shape.rank + 1 and a.shape[-1] == 1:
+        return (a, b[..., tf.newaxis]) if b.shape.rank == 1 else (a[..., 0], b)
+    if b.shape.rank == a.shape.rank + 1 and b.shape[-1] == 1:
+        return (a[..., tf.newaxis], b) if a.shape.rank == 1 else (a, b[..., 0])
+    return a, b

@@ -25,12 +25,28 @@ class _BySide(keras.optimizers.OptimizerMap):
         return [self.default_optimizer, self._control_variate_optimizer]
 
 
+def _of_the_model_s(name: str) -> property:
+    """A setting that every Keras optimizer has, read and set on the model's optimizer."""
+
+    def get(self):
+        # The wrapper's own averages and accumulators would be of no use.
+        return None if self._builds_itself else getattr(self.optimizer, name)
+
+    def set_(self, value):
+        if hasattr(self, "_inner_optimizers"):  # else Keras's constructor sets its defaults
+            setattr(self.optimizer, name, value)
+
+    return property(get, set_)
+
+
 @keras.saving.register_keras_serializable("relax_tf")
 class RelaxOptimizer(keras.optimizers.MultiOptimizer):
     """Updates the model's parameters with one optimizer and the control variates' with another.
 
     `RelaxModel.compile` wraps a plain optimizer in one. Its `learning_rate` is the model's, so
-    that Keras's learning-rate callbacks leave the control variates' alone.
+    that Keras's learning-rate callbacks leave the control variates' alone. So are its other
+    settings (`weight_decay`, `clipnorm`, `use_ema`, `exclude_from_weight_decay`, `beta_1` of an
+    Adam, ...): read or set, they are those of `optimizer`.
 
     Args:
         optimizer: for the model: a Keras optimizer, or its id.
@@ -88,9 +104,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
     @property
     def optimizers(self):
         """Hidden: Keras's learning-rate callbacks would set the rate of each of them."""
-        raise AttributeError(
-            "a RelaxOptimizer has an `optimizer` and a `control_variate_optimizer`."
-        )
+        raise AttributeError  # `__getattr__` says it in words
 
     @property
     def optimizer(self) -> keras.optimizers.Optimizer:
@@ -101,6 +115,71 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
     def control_variate_optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer of the control variates' parameters."""
         return self._inner_optimizers[1]
+
+    _builds_itself = False
+    weight_decay = _of_the_model_s("weight_decay")
+    clipnorm = _of_the_model_s("clipnorm")
+    clipvalue = _of_the_model_s("clipvalue")
+    global_clipnorm = _of_the_model_s("global_clipnorm")
+    use_ema = _of_the_model_s("use_ema")
+    ema_momentum = _of_the_model_s("ema_momentum")
+    ema_overwrite_frequency = _of_the_model_s("ema_overwrite_frequency")
+    gradient_accumulation_steps = _of_the_model_s("gradient_accumulation_steps")
+
+    def __getattr__(self, name: str) -> Any:
+        # Python comes here for what a RelaxOptimizer does not have.
+        hidden = name.startswith("_") or name == "optimizers"
+        if hidden or "_inner_optimizers" not in vars(self):
+            raise AttributeError(
+                f"a RelaxOptimizer has no attribute {name!r}, but an `optimizer` and a "
+                "`control_variate_optimizer`."
+            )
+        return getattr(self.optimizer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        if not own and "_inner_optimizers" in vars(self) and hasattr(self.optimizer, name):
+            setattr(self.optimizer, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None) -> None:
+        """As in any Keras optimizer, for the model's parameters."""
+        self.optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    @property
+    def iterations(self) -> Any:
+        """The model's steps; of several that accumulate a gradient the last counts."""
+        steps = self.gradient_accumulation_steps
+        return self._iterations // steps if steps else self._iterations
+
+    @property
+    def _model_variables_moving_average(self) -> list[keras.Variable]:
+        """For `keras.callbacks.SwapEMAWeights`: of each variable, in the order of `build`."""
+        if not (self.built and self.use_ema):
+            raise AttributeError("the model's optimizer keeps no averages (`use_ema=False`).")
+        sides = [self._side_of(variable) for variable in self._trainable_variables]
+        if not all(side.use_ema for side in sides):
+            raise ValueError(
+                "`keras.callbacks.SwapEMAWeights` needs averages of all variables: make the "
+                "RelaxOptimizer's `control_variate_optimizer` with use_ema=True too, or leave it "
+                "out. Received: use_ema=True for the model and use_ema=False for the control "
+                "variates."
+            )
+        return [
+            side._model_variables_moving_average[side._get_variable_index(variable)]
+            for side, variable in zip(sides, self._trainable_variables, strict=True)
+        ]
+
+    def _side_of(self, variable: keras.Variable) -> keras.optimizers.Optimizer:
+        return self._inner_optimizers[self._var_to_optimizer_idx[self._var_key(variable)]]
+
+    def build(self, variables: list) -> None:
+        self._builds_itself = True
+        try:
+            super().build(variables)
+        finally:
+            self._builds_itself = False
 
     def apply(self, grads: list, trainable_variables: list | None = None) -> None:
         """As in any Keras optimizer; variables that were frozen since `build` may be left out."""
@@ -121,7 +200,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
                 lambda: self._apply_side(self.control_variate_optimizer, of_control_variates),
                 lambda: None,
             )
-        self.iterations.assign_add(1)
+        self._iterations.assign_add(1)
 
     @staticmethod
     def _apply_side(optimizer: keras.optimizers.Optimizer, pairs: list) -> None:
@@ -138,7 +217,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
                 "`control_variate_update_every` must be 1 on several replicas. "
                 f"Received: {self.control_variate_update_every}"
             )
-        return self.iterations % self.control_variate_update_every == 0
+        return self._iterations % self.control_variate_update_every == 0
 
     @property
     def learning_rate(self) -> Any:
@@ -191,9 +270,11 @@ def wrap_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Op
         return RelaxOptimizer(optimizer)
     if isinstance(optimizer.inner_optimizer, RelaxOptimizer):
         return optimizer
-    inner = RelaxOptimizer(optimizer.inner_optimizer)
-    config = {**optimizer.get_config(), "inner_optimizer": keras.optimizers.serialize(inner)}
-    return keras.optimizers.LossScaleOptimizer.from_config(config)
+    config = {
+        **optimizer.get_config(),
+        "inner_optimizer": RelaxOptimizer(optimizer.inner_optimizer),
+    }
+    return keras.optimizers.LossScaleOptimizer(**config)
 
 
 def relax_optimizer(optimizer: keras.optimizers.Optimizer) -> RelaxOptimizer:

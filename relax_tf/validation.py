@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import tensorflow as tf
+
 
 def positive_number(value: Any, name: str) -> float:
     """`value` as a float if it is a finite number above 0."""
@@ -93,3 +95,13 @@ def one_of(value: Any, choices: Iterable[Any], name: str) -> Any:
     if not any(value is choice or value == choice for choice in choices):
         raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
     return value
+
+
+def refuse_sparse(value: Any, what: str) -> None:
+    """Raises a ValueError for a `tf.SparseTensor`, or the symbol of one."""
+    if isinstance(value, tf.SparseTensor) or getattr(value, "sparse", False):
+        raise ValueError(
+            f"{what} must be a dense tensor, which the control variate can read. Make it one: "
+            "tf.sparse.to_dense(x), keras.Input(sparse=False), or a keras.layers.Dense before it. "
+            f"Received: a sparse tensor of shape {tuple(value.shape)}"
+        )

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import relax_tf
 from relax_tf import control_variates
-from relax_tf.control_variates import MLP, ControlVariate
+from relax_tf.control_variates import MLP, ControlVariate, shared_layers
 
 
 def shaken_mlp(hidden_units, context_size, dtype="float64", **kwargs):
@@ -77,3 +78,67 @@ def test_mlp_round_trip():
     copy.set_weights(network.get_weights())
     z, context = tf.ones([2, 3]), tf.ones([2, 7])
     np.testing.assert_array_equal(copy(z, context), network(z, context))
+
+
+def model_with(*control_variates, trunk=()):
+    """A model whose first layers are `trunk`, and a stochastic layer for each control variate."""
+    inputs = keras.Input([4])
+    x = inputs
+    for layer in trunk:
+        x = layer(x)
+    for k, network in enumerate(control_variates):
+        estimator = relax_tf.estimators.Relax(control_variate=network)
+        x = relax_tf.StochasticBinaryLayer(4, estimator, name=f"b{k}")(x)
+    return relax_tf.RelaxModel(inputs, x)
+
+
+def network(*hidden):
+    return keras.Sequential([*hidden, keras.layers.Dense(1)])
+
+
+def test_layers_shared_with_the_model_are_found():
+    def shared(give, take):
+        """Names, if `take` of a layer is in the trunk and `give` of it in a control variate."""
+        dense = keras.layers.Dense(8, name="shared")  # from 12 = 8 + 4 numbers, in both places
+        trunk = [keras.layers.Dense(12, name="first"), *take(dense)]
+        return shared_layers(model_with(network(*give(dense)), None, trunk=trunk))
+
+    def itself(dense):
+        return [dense]
+
+    def nothing(dense):
+        return [keras.layers.Dense(8)]
+
+    def deep(dense):
+        return [keras.Sequential([keras.Sequential([dense], name="inner")], name="outer")]
+
+    assert shared(nothing, itself) == shared(itself, nothing) == {}
+    assert shared(itself, itself) == {"b0": ["shared"]}
+    assert shared(itself, deep) == shared(deep, itself) == {"b0": ["shared"]}
+    outer = deep(keras.layers.Dense(8, name="shared"))
+    assert shared(lambda _: outer, lambda _: outer) == {"b0": ["inner", "outer", "shared"]}
+
+
+def test_a_baseline_that_is_shared_is_found():
+    dense = keras.layers.Dense(1, name="value")
+    inputs = keras.Input([4])
+    b = relax_tf.StochasticBinaryLayer(4, relax_tf.estimators.Nvil(baseline=dense), name="b")
+    model = relax_tf.RelaxModel(inputs, [b(inputs), dense(inputs)])
+    assert shared_layers(model) == {"b": ["value"]}
+
+
+def test_layers_that_estimators_share_among_themselves_are_not_the_model_s():
+    one = network()
+    assert shared_layers(model_with(one, one)) == {}
+
+
+def test_shared_layers_of_a_subclassed_model():
+    class Model(relax_tf.RelaxModel):
+        def __init__(self):
+            super().__init__()
+            self.head = [keras.layers.Dense(1, name="head")]
+            estimator = relax_tf.estimators.Relax(control_variate=self.head[0])
+            self.b = relax_tf.StochasticBinaryLayer(4, estimator)
+
+    model = Model()
+    assert shared_layers(model) == {model.b.estimator.name: ["head"]}

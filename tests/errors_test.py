@@ -40,10 +40,6 @@ def fit(*layers, loss="mse", **compile_arguments):
     model.fit(np.zeros([8, 3], "f"), np.zeros([8, *x.shape[1:]], "f"), verbose=0)
 
 
-def class_of(identifier):
-    return type(estimators.get(identifier)).__name__
-
-
 def layer(**arguments):
     return relax_tf.StochasticBinaryLayer(**{"units": 2, **arguments})
 
@@ -332,7 +328,7 @@ WRONG = [
         (
             lambda name=name: estimate(name, dist=NORMAL),
             ValueError,
-            f"{class_of(name)} is.*discrete distributions only.*Normal.*continuous.*'lax'",
+            f"'{name}' is.*discrete distributions only.*Normal.*continuous.*'lax'",
         )
         for name in ("concrete", "straight_through", "rebar", "relax", "relaxed_rebar")
     ),
@@ -340,7 +336,7 @@ WRONG = [
         (
             lambda name=name, dist=dist: estimate(name, dist=dist),
             ValueError,
-            f"{class_of(name)} is.*continuous distributions only.*{type(dist).__name__}.*'relax'",
+            f"'{name}' is.*continuous distributions only.*{type(dist).__name__}.*'relax'",
         )
         for name in ("lax", "reparameterization")
         for dist in (DIST, ONE_HOT)
@@ -414,7 +410,7 @@ WRONG = [
         ValueError,
         "fixed size.*theta of shape",
     ),
-    (lambda: layer(estimator="lax"), ValueError, "Lax.*continuous.*Bernoulli"),
+    (lambda: layer(estimator="lax"), ValueError, "lax.*continuous.*Bernoulli"),
     (lambda: categorical(num_variables=0), ValueError, "`num_variables`.*positive.*0"),
     (lambda: categorical(num_classes=1), ValueError, "`num_classes`.*at least 2.*1"),
     (lambda: categorical(num_classes=2.5), TypeError, "`num_classes`.*integer.*2.5"),
@@ -422,11 +418,11 @@ WRONG = [
     (
         lambda: categorical(estimator="reparameterization"),
         ValueError,
-        "Reparameterization.*continuous.*OneHotCategorical",
+        "reparameterization.*continuous.*OneHotCategorical",
     ),
     (lambda: normal(units=0), ValueError, "`units`.*positive.*0"),
     (lambda: normal(prior="uniform"), ValueError, "`prior`.*standard.*'uniform'"),
-    (lambda: normal(estimator="rebar"), ValueError, "Rebar.*discrete.*Normal.*continuous"),
+    (lambda: normal(estimator="rebar"), ValueError, "rebar.*discrete.*Normal.*continuous"),
     (lambda: normal()(tf.zeros([2, 3]), training=True), ValueError, "'reparameterization'"),
     (shared_estimator, ValueError, "estimator instance of layer"),
     # Models.
@@ -487,8 +483,8 @@ WRONG = [
         ValueError,
         "kl='analytic'.*kl='sampled'",
     ),
-    (lambda: normal(estimator="arm"), ValueError, "Arm.*Bernoulli variables only.*Normal"),
-    (lambda: categorical(estimator="disarm"), ValueError, "Disarm.*Bernoulli variables only"),
+    (lambda: normal(estimator="arm"), ValueError, "arm.*Bernoulli variables only.*Normal"),
+    (lambda: categorical(estimator="disarm"), ValueError, "disarm.*Bernoulli variables only"),
     (weighted_vimco, ValueError, "`sample_weight`.*'vimco'"),
     # Diagnostics.
     (lambda: diagnostics.exact_gradient(3, total), TypeError, "`dist`.*3"),
@@ -574,3 +570,116 @@ def test_wrong_use_says_what_is_wrong(call, error, message):
     with pytest.raises(error, match=f"(?s){message}") as raised:
         call()
     assert type(raised.value) is error
+
+
+def test_messages_name_estimators_by_their_ids():
+    for _ in range(2):  # the second instance would be called rebar_1
+        with pytest.raises(ValueError, match="estimator 'rebar' differentiates the cost"):
+            estimate("rebar", cost=numpy_cost)
+        with pytest.raises(ValueError, match="estimator 'relax' is defined for discrete"):
+            estimate("relax", NORMAL)
+    with pytest.raises(ValueError, match="its estimator 'relaxed_rebar' needs the cost"):
+        relax_tf.StochasticBinaryLayer(2)(tf.zeros([1, 3]), training=True)
+
+
+def test_classes_without_an_id_are_named_by_their_class():
+    class Mine(estimators.Relax):
+        pass
+
+    assert Mine().id == "Mine"
+    assert estimators.get("relax").id == "relax"
+    with pytest.raises(ValueError, match="estimator 'Mine' is defined for discrete"):
+        estimate(Mine(), NORMAL)
+
+
+def test_an_estimator_can_be_changed_until_the_layer_is_built():
+    b = layer(estimator="concrete", name="b")
+    for wrong, error in (("rebarr", "unknown estimator"), ("lax", "continuous.*Bernoulli")):
+        with pytest.raises(ValueError, match=error):
+            b.estimator = wrong
+    assert b.estimator.id == "concrete"
+    b.estimator = "rebar"
+    assert b.estimator.id == "rebar"
+    model = functional(b)
+    assert {v.name for v in b.estimator.variables} == {"log_temperature", "scale"}
+    assert not any(isinstance(inside, estimators.Concrete) for inside in model._flatten_layers())
+    before = b.estimator
+    with pytest.raises(ValueError, match=r"(?s)layer 'b' is built.*new layer.*Received.*'relax'"):
+        b.estimator = "relax"
+    assert b.estimator is before
+
+
+def test_inference_is_checked_when_it_is_assigned():
+    b = layer()
+    with pytest.raises(ValueError, match=r"`inference` must be one of.*'median'"):
+        b.inference = "median"
+    assert b.inference == "sample"
+    b.inference = "mean"
+    np.testing.assert_array_equal(b(tf.zeros([1, 3])), 0.5)
+    assert b.get_config()["inference"] == "mean"
+
+
+def resized(b):
+    images = tf.reshape(b, [-1, 3, 1, 1])
+    return tf.reduce_sum(tf.image.resize(images, [5, 2], "bicubic") ** 2, [1, 2, 3])
+
+
+def ctc(b):
+    logits = tf.reshape(b, [-1, 3, 1]) * tf.ones([1, 1, 3])
+    labels = tf.sparse.from_dense(tf.ones([4, 1], tf.int32))
+    lengths = tf.fill([4], 3)
+    return tf.nn.ctc_loss(labels, logits, None, lengths, logits_time_major=False, blank_index=-1)
+
+
+@pytest.mark.parametrize("cost", [resized, ctc])
+@pytest.mark.parametrize("graph", [False, True])
+def test_costs_without_second_derivatives_are_refused_with_a_way_out(cost, graph):
+    for name in ("rebar", "relaxed_rebar"):
+        estimator = estimators.get(name)
+        estimate(estimator)  # builds it
+        call = lambda estimator=estimator: estimate(estimator, cost=cost)  # noqa: E731
+        message = f"(?s)estimator '{name}' .*twice differentiable.*'relax'.*'disarm'.*'muprop'"
+        with pytest.raises(ValueError, match=message) as raised:
+            (tf.function(call, autograph=False) if graph else call)()
+        assert graph or isinstance(raised.value.__cause__, LookupError)
+    of_pairs = lambda pair: tf.stack([cost(b) for b in tf.unstack(pair)])  # noqa: E731
+    for name, way_out in (("relax", cost), ("muprop", cost), ("disarm", of_pairs)):
+        assert np.isfinite(estimate(name, cost=way_out).gradient).all()
+
+
+def test_theta_without_a_batch_axis_is_told_to_get_one():
+    for wrong in (lambda: Bernoulli(0.3), lambda: OneHotCategorical([0.1, 0.2])):
+        with pytest.raises(ValueError, match=r"add a batch axis.*Received shape"):
+            wrong()
+    with pytest.raises(ValueError, match=r"size 3, is the batch.*add a batch axis"):
+        estimate(dist=Bernoulli(tf.zeros([3])), cost=tf.reduce_sum)
+    with pytest.raises(ValueError, match=r"size 3, is the batch.*add a batch axis"):
+        estimate("rloo", dist=Bernoulli(tf.zeros([3])), cost=total)
+
+
+def test_one_theta_for_all_examples_is_told_to_be_repeated():
+    x = tf.ones([5, 3])
+    message = r"batch 1 while the cost has batch 5.*tf.repeat\(theta, 5, axis=0\).*keras.ops"
+    for name in ("relax", "rloo"):
+        with pytest.raises(ValueError, match=message):
+            estimate(name, Bernoulli(tf.zeros([1, 3])), lambda b: tf.reduce_sum(b * x, -1))
+    repeated = Bernoulli(tf.repeat(tf.zeros([1, 3]), 5, axis=0))
+    assert estimate(dist=repeated, cost=lambda b: total(b * x)).gradient.shape == [5, 3]
+    with pytest.raises(ValueError, match=r"Received shape: \(2,\)$"):
+        estimate(cost=lambda b: tf.zeros([2]))  # another mistake
+
+
+def test_sparse_inputs_are_told_to_be_dense():
+    sparse = tf.sparse.from_dense(tf.eye(3))
+    inputs = keras.Input([3], sparse=True)
+    for call, what in (
+        (lambda: layer(name="b")(inputs), "the input of layer 'b'"),
+        (lambda: layer(name="b")(sparse), "the input of layer 'b'"),
+        (lambda: layer(name="b")(tf.eye(3), context=sparse), "the context of layer 'b'"),
+        (lambda: estimate(dist=Bernoulli(tf.eye(3)), context=sparse), "`context`"),
+    ):
+        with pytest.raises(ValueError, match=rf"{what} must be.*to_dense.*shape .*, 3\)"):
+            call()
+    model = relax_tf.RelaxModel(inputs, layer()(keras.layers.Dense(2)(inputs)))
+    model.compile("sgd", loss="mse")
+    assert np.isfinite(model.predict(sparse, verbose=0)).all()

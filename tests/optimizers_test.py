@@ -1,10 +1,12 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
 
 import relax_tf
 from relax_tf.control_variates import mark_control_variates
-from relax_tf.optimizers import wrap_optimizer
+from relax_tf.optimizers import relax_optimizer, wrap_optimizer
 
 
 def variables():
@@ -115,3 +117,120 @@ def test_config_keeps_how_often_control_variates_learn():
     optimizer = relax_tf.RelaxOptimizer("adam", control_variate_update_every=4)
     copy = relax_tf.RelaxOptimizer.from_config(optimizer.get_config())
     assert copy.control_variate_update_every == 4
+
+
+SETTINGS = {
+    "weight_decay": 0.1,
+    "clipvalue": 0.5,
+    "use_ema": True,
+    "ema_momentum": 0.9,
+    "ema_overwrite_frequency": 3,
+    "gradient_accumulation_steps": 2,
+    "beta_1": 0.8,
+}
+
+
+@pytest.mark.parametrize("loss_scaling", [False, True])
+def test_settings_are_those_of_the_user_s_optimizer(loss_scaling):
+    adam = keras.optimizers.Adam(0.1, **SETTINGS)
+    optimizer = keras.optimizers.LossScaleOptimizer(adam) if loss_scaling else adam
+    optimizer = relax_optimizer(wrap_optimizer(optimizer))
+    assert optimizer.optimizer is adam
+    copy = optimizer.control_variate_optimizer
+    for name, value in SETTINGS.items():
+        assert getattr(optimizer, name) == value, name
+        setattr(optimizer, name, 1 - value)
+        assert getattr(optimizer, name) == getattr(adam, name) == 1 - value, name
+        assert getattr(copy, name) == value, name
+    for name in ("clipnorm", "global_clipnorm"):
+        setattr(optimizer, name, 2.0)
+        assert getattr(adam, name) == 2.0
+    with pytest.raises(AttributeError, match="no_such_setting"):
+        _ = optimizer.no_such_setting
+    assert not hasattr(optimizer, "optimizers")
+    optimizer.mine = 1
+    assert not hasattr(adam, "mine")
+
+
+def small_model(estimator="relax", **compile_arguments):
+    inputs = keras.Input([2])
+    b = relax_tf.StochasticBinaryLayer(3, estimator, name="b")(inputs)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(1, name="out")(b))
+    model.compile(loss="mse", **compile_arguments)
+    return model, (np.ones([8, 2], "f"), np.ones([8, 1], "f"))
+
+
+def test_weights_are_excluded_from_weight_decay():
+    decayed = keras.optimizers.SGD(1e-6, weight_decay=1e5)  # decay by a tenth, and no gradient
+    model, data = small_model(optimizer=decayed)
+    model.optimizer.exclude_from_weight_decay(var_names=["kernel"])
+    bias = model.get_layer("out").bias
+    bias.assign([1.0])
+    kernel = model.get_layer("out").kernel.numpy()
+    model.train_on_batch(*data)
+    np.testing.assert_allclose(bias, [0.9], atol=1e-3)
+    np.testing.assert_allclose(model.get_layer("out").kernel, kernel, atol=1e-3)
+
+
+def test_one_exclusion_survives_loss_scaling():
+    adam = keras.optimizers.Adam()
+    adam.exclude_from_weight_decay(var_names=["bias"])
+    wrapped = wrap_optimizer(keras.optimizers.LossScaleOptimizer(adam))
+    assert wrapped.inner_optimizer.optimizer is adam
+
+
+def test_accumulated_gradients_count_as_one_step():
+    sgd = keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
+    model, data = small_model("reinforce", optimizer=sgd)
+    kernel, kernels = model.get_layer("out").kernel, []
+    for _ in range(4):
+        kernels.append(kernel.numpy())
+        model.train_on_batch(*data)
+    kernels.append(kernel.numpy())
+    moved = [(a != b).any() for a, b in itertools.pairwise(kernels)]
+    assert moved == [False, True, False, True]
+    assert int(model.optimizer.iterations) == 2
+    assert len(model.optimizer._variables) == 2  # no accumulators of the wrapper's own
+
+
+@pytest.mark.parametrize("estimator", ["relax", "reinforce"])
+@pytest.mark.parametrize("loss_scaling", [False, True])
+def test_averaged_weights_are_swapped_in_for_evaluation(estimator, loss_scaling):
+    optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5)
+    if loss_scaling:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0)
+    model, data = small_model(estimator, optimizer=optimizer)
+    kernel, path = model.get_layer("out").kernel, []
+
+    class Note(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            path.append(kernel.numpy())
+
+        def on_test_begin(self, logs=None):
+            self.evaluated = kernel.numpy()
+
+        def on_test_end(self, logs=None):
+            self.after = kernel.numpy()
+
+    note = Note()
+    callbacks = [keras.callbacks.SwapEMAWeights(), note]
+    model.fit(*data, batch_size=2, validation_data=data, callbacks=callbacks, verbose=0)
+    average = path[0]
+    for value in path[1:]:
+        average = 0.5 * average + 0.5 * value
+    assert np.abs(average - path[-1]).max() > 1e-3
+    np.testing.assert_allclose(note.evaluated, average, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(note.after, path[-1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(kernel, average, rtol=1e-5, atol=1e-6)  # as Keras ends a fit
+
+
+def test_averages_of_one_side_only_are_refused_by_the_swap():
+    sgd = keras.optimizers.SGD
+    optimizer = relax_tf.RelaxOptimizer(sgd(0.1, use_ema=True), sgd(0.1))
+    model, data = small_model(optimizer=optimizer)
+    swap = keras.callbacks.SwapEMAWeights()
+    with pytest.raises(ValueError, match="control_variate_optimizer"):
+        model.fit(*data, validation_data=data, callbacks=[swap], verbose=0)
+    model, data = small_model(optimizer="sgd")
+    with pytest.raises(ValueError, match="use_ema=False"):
+        model.fit(*data, validation_data=data, callbacks=[swap], verbose=0)

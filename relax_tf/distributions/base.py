@@ -1,5 +1,6 @@
 """What an estimator asks of a distribution."""
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,6 +34,19 @@ def at_least_float32(value: Any, name: str) -> tf.Tensor:
     return tensor if tensor.dtype == tf.float64 else tf.cast(tensor, tf.float32)
 
 
+# A logit beyond it says "impossible" or "sure": infinity, or float32's lowest number in its place.
+INFINITE_LOGIT = 1e30
+
+# How far below the others the finite logit lies that stands in for an infinite one: so far that its
+# probability rounds to 0, and that no noise bridges it; near enough for the numbers of a network.
+_STAND_IN = {tf.float32: 200.0, tf.float64: 1000.0}
+
+
+def stand_in_logit(dtype: tf.DType) -> float:
+    """The distance of the finite logit that stands in for an infinite one."""
+    return _STAND_IN[dtype]
+
+
 def over_event(per_example: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """Appends axes to `[batch]` so that it broadcasts over the event axes of `like`."""
     missing = like.shape.rank - per_example.shape.rank
@@ -64,8 +78,8 @@ class Distribution:
         for leaf in tf.nest.flatten(theta):
             if leaf.shape.rank is None or leaf.shape.rank < 1:
                 raise ValueError(
-                    "distribution parameters need shape [batch, *event] with a batch axis. "
-                    f"Received shape: {leaf.shape}"
+                    "distribution parameters need shape [batch, *event]: add a batch axis, such "
+                    f"as theta[tf.newaxis]. Received shape: {leaf.shape}"
                 )
         self.theta = theta
 
@@ -87,7 +101,16 @@ class Distribution:
 
     def detached(self) -> "Distribution":
         """The same distribution, through which no gradient reaches the model."""
-        return self.map_theta(tf.stop_gradient)
+        detached = copy.copy(self)
+        detached.theta = tf.nest.map_structure(tf.stop_gradient, self.theta)
+        return detached
+
+    def zero_where_fixed(self, values: tf.Tensor) -> tf.Tensor:
+        """`values`, `[..., batch, *event]`, and 0 where an infinite logit leaves nothing to chance.
+
+        There the gradient is 0, and `z` says nothing.
+        """
+        return values
 
     def noise(self, seed: Any = None, sample_shape: tuple[int, ...] = ()) -> tf.Tensor:
         """Draws the parameter-free noise of `z`, shape `[*sample_shape, batch, *event]`."""

@@ -7,7 +7,14 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from relax_tf.distributions import noise
-from relax_tf.distributions.base import Distribution, Draw, at_least_float32, sum_event
+from relax_tf.distributions.base import (
+    INFINITE_LOGIT,
+    Distribution,
+    Draw,
+    at_least_float32,
+    stand_in_logit,
+    sum_event,
+)
 from relax_tf.validation import positive_if_number
 
 tfd = tfp.distributions
@@ -18,7 +25,9 @@ class Bernoulli(Distribution):
 
     Args:
         logits: `theta = log p(b=1) / p(b=0)`, shape `[batch, *event]`, any floating dtype;
-            computations are in float32 at least.
+            computations are in float32 at least. Infinite logits (or beyond 1e30) are sure values:
+            samples and relaxed samples have them, and the gradient there is 0. `theta` has finite
+            numbers in their place.
         support: the pair of values that the cost sees for the indicator's 0 and 1. It relabels
             samples and changes nothing else.
 
@@ -40,6 +49,16 @@ class Bernoulli(Distribution):
     def __init__(self, logits: Any, support: tuple[float, float] = (0, 1)):
         super().__init__(at_least_float32(logits, "logits"))
         self.support = check_support(support)
+        self._fixed = tf.abs(self.theta) > INFINITE_LOGIT
+        finite = tf.sign(self.theta) * stand_in_logit(self.dtype)
+        self.theta = tf.where(self._fixed, tf.stop_gradient(finite), self.theta)
+
+    def zero_where_fixed(self, values):
+        return tf.where(self._fixed, tf.zeros([], values.dtype), values)
+
+    def _fixed_value(self) -> tf.Tensor:
+        """The indicator of the sure value where there is one."""
+        return tf.cast(self.theta > 0, self.dtype)
 
     @property
     def logits(self) -> tf.Tensor:
@@ -63,7 +82,8 @@ class Bernoulli(Distribution):
 
     def relax(self, z: tf.Tensor, temperature: float | tf.Tensor) -> tf.Tensor:
         """The Concrete relaxation of `H` (eq. 4), `sigmoid(z / temperature)` in the support."""
-        return self._label(tf.sigmoid(z / positive_if_number(temperature, "temperature")))
+        relaxed = tf.sigmoid(z / positive_if_number(temperature, "temperature"))
+        return self._label(tf.where(self._fixed, self._fixed_value(), relaxed))
 
     def mean(self) -> tf.Tensor:
         """`E[b]` in the support, shape `[batch, *event]`."""
@@ -91,7 +111,7 @@ class Bernoulli(Distribution):
     def reparameterization_vjp(self, z: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
         """`(dz / d theta)^T w`: `z = theta + logit(u)` makes it `w`."""
         del z
-        return w
+        return self.zero_where_fixed(w)
 
     def conditional_vjp(self, b: tf.Tensor, z_tilde: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
         """`(dz_tilde / d theta)^T w` where `z_tilde ~ p(z|b)` keeps its own noise fixed.
@@ -102,7 +122,7 @@ class Bernoulli(Distribution):
         """
         theta = self.theta
         prob_b = tf.where(self.indicator(b) > 0.5, tf.sigmoid(theta), tf.sigmoid(-theta))
-        return -tf.math.expm1(-tf.abs(z_tilde)) * prob_b * w
+        return self.zero_where_fixed(-tf.math.expm1(-tf.abs(z_tilde)) * prob_b * w)
 
     def conditional_draw(self, b: tf.Tensor, seed: Any = None) -> tf.Tensor:
         """Draws `z_tilde ~ p(z|b)` with noise of its own, shape of `b`.
@@ -120,14 +140,20 @@ class Bernoulli(Distribution):
 
     def log_prob(self, b: tf.Tensor) -> tf.Tensor:
         """`log p(b|theta)`, shape `[..., batch]`; linear between the two values of the support."""
-        log_prob = tfd.Bernoulli(logits=self.theta).log_prob(self.indicator(b))
+        indicator = self.indicator(b)
+        log_prob = tfd.Bernoulli(logits=self.theta).log_prob(indicator)
+        another = tf.abs(indicator - self._fixed_value()) > 1e-3  # beyond rounding
+        at_fixed = tf.where(another, tf.constant(-np.inf, self.dtype), 0)
+        log_prob = tf.where(self._fixed, at_fixed, log_prob)
         return sum_event(log_prob, 1 + log_prob.shape.rank - self.theta.shape.rank)
 
     def kl_divergence(self, other: "Bernoulli") -> tf.Tensor:
-        """`KL(self || other)`, shape `[batch]`."""
+        """`KL(self || other)`, shape `[batch]`: infinite if only `other` is sure of a value."""
         self.check_same_family(other)
         p, q = tfd.Bernoulli(logits=self.theta), tfd.Bernoulli(logits=other.theta)
-        return sum_event(tfd.kl_divergence(p, q))
+        prob_of_another = tf.sigmoid(-tf.sign(other.theta) * self.theta)
+        at_fixed = tf.where(prob_of_another > 0, tf.constant(np.inf, self.dtype), 0)
+        return sum_event(tf.where(other._fixed, at_fixed, tfd.kl_divergence(p, q)))
 
 
 def check_support(support: Any) -> tuple[float, float]:

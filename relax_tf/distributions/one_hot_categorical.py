@@ -6,7 +6,14 @@ import numpy as np
 import tensorflow as tf
 
 from relax_tf.distributions import noise
-from relax_tf.distributions.base import Distribution, Draw, at_least_float32, sum_event
+from relax_tf.distributions.base import (
+    INFINITE_LOGIT,
+    Distribution,
+    Draw,
+    at_least_float32,
+    stand_in_logit,
+    sum_event,
+)
 from relax_tf.validation import positive_if_number
 
 
@@ -16,11 +23,14 @@ class OneHotCategorical(Distribution):
     Args:
         logits: `theta`, unnormalised log-probabilities, shape `[batch, *event, classes]`, any
             floating dtype; computations are in float32 at least. Samples have the same shape:
-            the class axis is part of the event.
+            the class axis is part of the event. A logit of `-inf` (or below -1e30) makes a class
+            impossible, as action masks do: no sample falls on it, relaxed ones are 0 there, and
+            so is the gradient. `theta` has a finite number in its place.
 
     Raises:
         TypeError: if `logits` are not floating point.
-        ValueError: if `logits` lack a batch or a class axis.
+        ValueError: if `logits` lack a batch or a class axis, or if all classes of a variable are
+            impossible where the values are known (not in a graph).
 
     Example:
 
@@ -36,9 +46,26 @@ class OneHotCategorical(Distribution):
         super().__init__(at_least_float32(logits, "logits"))
         if self.shape.rank < 2:
             raise ValueError(
-                "`logits` need shape [batch, *event, classes] with a batch and a class axis. "
-                f"Received shape: {tuple(self.shape)}"
+                "`logits` need shape [batch, *event, classes] with a batch and a class axis: for "
+                "a single variable add a batch axis, logits[tf.newaxis]. Received shape: "
+                f"{tuple(self.shape)}"
             )
+        self._possible = ~(self.theta < -INFINITE_LOGIT)  # NaN stays NaN
+        known = tf.get_static_value(self._possible)
+        if known is not None and not np.all(np.any(known, -1)):
+            raise ValueError(
+                "`logits` must leave some class of each variable possible. Received logits that "
+                f"are all -inf for {np.sum(~np.any(known, -1))} of {known[..., 0].size} variables."
+            )
+        self.theta = self._finite(self.theta)
+
+    def _finite(self, theta: tf.Tensor) -> tf.Tensor:
+        """`theta` with finite logits for the impossible classes, which receive no gradient."""
+        highest = tf.stop_gradient(tf.reduce_max(theta, -1, keepdims=True))
+        return tf.where(self._possible, theta, highest - stand_in_logit(theta.dtype))
+
+    def zero_where_fixed(self, values):
+        return tf.where(self._possible, values, tf.zeros([], values.dtype))
 
     @property
     def logits(self) -> tf.Tensor:
@@ -62,7 +89,8 @@ class OneHotCategorical(Distribution):
 
     def relax(self, z: tf.Tensor, temperature: float | tf.Tensor) -> tf.Tensor:
         """The Concrete relaxation of `H` (eq. 4), `softmax(z / temperature)`."""
-        return tf.nn.softmax(z / positive_if_number(temperature, "temperature"))
+        scaled = z / positive_if_number(temperature, "temperature")
+        return tf.nn.softmax(tf.where(self._possible, scaled, -np.inf))
 
     def mean(self) -> tf.Tensor:
         """`E[b] = softmax(theta)`, shape `[batch, *event, classes]`."""
@@ -81,7 +109,7 @@ class OneHotCategorical(Distribution):
     def reparameterization_vjp(self, z: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
         """`(dz / d theta)^T w`: `z = theta + Gumbel` makes it `w`."""
         del z
-        return w
+        return self.zero_where_fixed(w)
 
     def conditional_vjp(self, b: tf.Tensor, z_tilde: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
         """`(dz_tilde / d theta)^T w` where `z_tilde ~ p(z|b)` keeps its own noise fixed.
@@ -93,7 +121,8 @@ class OneHotCategorical(Distribution):
         """
         below = z_tilde - tf.reduce_sum(b * z_tilde, -1, keepdims=True)
         dragged = tf.reduce_sum(w * tf.exp(below), -1, keepdims=True)
-        return -tf.math.expm1(below) * w + dragged * tf.nn.softmax(self.theta)
+        free = self.zero_where_fixed(-tf.math.expm1(below) * w)
+        return free + dragged * tf.nn.softmax(self.theta)
 
     def conditional_draw(self, b: tf.Tensor, seed: Any = None) -> tf.Tensor:
         """Draws `z_tilde ~ p(z|b)` with noise of its own, shape of `b`.
@@ -114,11 +143,15 @@ class OneHotCategorical(Distribution):
 
     def log_prob(self, b: tf.Tensor) -> tf.Tensor:
         """`log p(b|theta)`, shape `[..., batch]`; linear between the one-hot vectors."""
-        log_prob = tf.cast(b, self.dtype) * tf.nn.log_softmax(self.theta)
+        b = tf.cast(b, self.dtype)
+        at_impossible = tf.where(b > 0, tf.constant(-np.inf, b.dtype), 0)
+        log_prob = tf.where(self._possible, b * tf.nn.log_softmax(self.theta), at_impossible)
         return sum_event(log_prob, 1 + log_prob.shape.rank - self.shape.rank)
 
     def kl_divergence(self, other: "OneHotCategorical") -> tf.Tensor:
-        """`KL(self || other)`, shape `[batch]`."""
+        """`KL(self || other)`, `[batch]`: infinite if a class is impossible in `other` only."""
         self.check_same_family(other)
         log_p, log_q = tf.nn.log_softmax(self.theta), tf.nn.log_softmax(other.theta)
-        return sum_event(tf.exp(log_p) * (log_p - log_q))
+        p = tf.exp(log_p)
+        at_impossible = tf.where(p > 0, tf.constant(np.inf, p.dtype), 0)
+        return sum_event(tf.where(other._possible, p * (log_p - log_q), at_impossible))

@@ -35,6 +35,8 @@ _BY_ID = {
     "straight_through": StraightThrough,
     "vimco": Vimco,
 }
+for _id, _class in _BY_ID.items():
+    _class._id = _id  # for messages
 
 
 def get(identifier: str | dict[str, Any] | Estimator) -> Estimator:

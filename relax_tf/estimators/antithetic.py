@@ -87,9 +87,8 @@ class AntitheticEstimator(MultiSampleEstimator):
     def check_defined_for(self, family):
         if not issubclass(family, Bernoulli):
             raise ValueError(
-                f"estimator {self.name!r} ({type(self).__name__}) is defined for Bernoulli "
-                f"variables only. Received: {family.__name__}. Use estimator='rloo', which "
-                "compares independent samples."
+                f"estimator {self.id!r} is defined for Bernoulli variables only. Received: "
+                f"{family.__name__}. Use estimator='rloo', which compares independent samples."
             )
 
     def complete_draw(self, dist, eps, seed):

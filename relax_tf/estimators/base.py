@@ -23,6 +23,7 @@ from relax_tf.estimators.estimate import (
     second_moment,
 )
 from relax_tf.estimators.learning import if_due
+from relax_tf.validation import refuse_sparse
 
 _EXAMPLES = {
     "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",
@@ -82,6 +83,11 @@ class Estimator(keras.layers.Layer):
             )
 
     @property
+    def id(self) -> str:
+        """What `relax_tf.estimators.get` calls it; of a class without an id the class's name."""
+        return vars(type(self)).get("_id", type(self).__name__)
+
+    @property
     def temperature(self) -> float | tf.Tensor:
         return 0.5
 
@@ -132,7 +138,7 @@ class Estimator(keras.layers.Layer):
         kind = "discrete" if family.discrete else "continuous"
         if kind not in self.defined_for:
             raise ValueError(
-                f"the estimator {type(self).__name__} is defined for "
+                f"estimator {self.id!r} is defined for "
                 f"{' and '.join(self.defined_for)} distributions only. Received: "
                 f"{family.__name__}, which is {kind}. Use for example {_EXAMPLES[kind]}."
             )
@@ -236,18 +242,19 @@ class Estimator(keras.layers.Layer):
         )
         return package(dist, sample, self.combine(f_b), gradient, loss)
 
-    def _learn(self, *args, objective) -> tuple[Any, tf.Tensor]:
+    def _learn(self, dist, *args, objective) -> tuple[Any, tf.Tensor]:
         """The gradient, cut off, and the loss of phi, cut off from everything but phi (eq. 16)."""
         phi = [variable.value for variable in self.trainable_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(phi)
-            gradient, loss = self.estimate_gradient(*args)
+            gradient, loss = self.estimate_gradient(dist, *args)
+            gradient = tf.nest.map_structure(dist.zero_where_fixed, gradient)
             if self.learns_from_gradient:
                 terms = [objective(gradient), *([] if loss is None else [loss])]
                 loss = tf.add_n(terms)
             elif objective is not second_moment:
                 raise ValueError(
-                    f"estimator {self.name!r} ({type(self).__name__}) trains on a loss of its own "
+                    f"estimator {self.id!r} trains on a loss of its own "
                     f"and can have no other objective. Received: objective={objective!r}"
                 )
         gradient = tf.nest.map_structure(tf.stop_gradient, gradient)
@@ -258,18 +265,27 @@ class Estimator(keras.layers.Layer):
         return gradient, attach_gradient(loss, values, phi_gradients)
 
     def _phi_gradients(self, tape, loss, phi) -> list[tf.Tensor]:
-        gradients = tape.gradient(loss, phi)
+        try:
+            gradients = tape.gradient(loss, phi)
+        except LookupError as error:  # no gradient registered, or one that forbids a second
+            raise ValueError(
+                f"estimator {self.id!r} learns from the derivative of its control variate, so the "
+                "cost and the networks in it must be twice differentiable, but an operation in "
+                "them is not (see the error above). Use estimator='relax' or 'disarm', which do "
+                "not differentiate the cost, or 'muprop', which does so once."
+            ) from error
         for variable, gradient in zip(self.trainable_variables, gradients, strict=True):
             if gradient is None:
                 raise ValueError(
                     f"the control variate's variable {variable.path!r} receives no gradient from "
-                    f"the loss of estimator {self.name!r}: it would stay untrained. Use it in the "
+                    f"the loss of estimator {self.id!r}: it would stay untrained. Use it in the "
                     "control variate, or set `trainable=False`."
                 )
         return gradients
 
 
 def _checked_context(dist: Distribution, context: Any) -> tf.Tensor:
+    refuse_sparse(context, "`context`")
     try:
         context = tf.convert_to_tensor(context)
         real = context.dtype.is_floating or context.dtype.is_integer

@@ -122,6 +122,23 @@ def check_cost(f_b: Any, expected: tf.TensorShape, dtype: tf.DType) -> tf.Tensor
     if not f_b.shape.is_compatible_with(expected):
         raise ValueError(
             f"the cost must return one value per example, shape {tuple(expected)}. "
-            f"Received shape: {tuple(f_b.shape)}"
+            f"Received shape: {tuple(f_b.shape)}{_about_the_batch(f_b.shape, expected)}"
         )
     return tf.ensure_shape(tf.cast(f_b, dtype), expected)
+
+
+def _about_the_batch(received: tf.TensorShape, expected: tf.TensorShape) -> str:
+    """A remedy, where it looks as if theta had another batch than the cost, or none."""
+    if received.rank == expected.rank and expected[-1] == 1 and received[:-1] == expected[:-1]:
+        batch = received[-1]
+        return (
+            f". Theta has batch 1 while the cost has batch {batch}: to draw a sample of one theta "
+            f"for each example, repeat theta over the batch, tf.repeat(theta, {batch}, axis=0) or "
+            "keras.ops.repeat."
+        )
+    if received.rank == expected.rank - 1 and received == expected[:-1]:
+        return (
+            f". The first axis of theta, of size {expected[-1]}, is the batch: if these are the "
+            "variables of a single example, add a batch axis, theta[tf.newaxis]."
+        )
+    return ""

@@ -91,7 +91,7 @@ class MultiSampleEstimator(Estimator):
         self.num_samples = positive_integer(num_samples, "num_samples")
         if self.num_samples < 2:
             raise ValueError(
-                f"`num_samples` must be at least 2: {type(self).__name__} compares samples with "
+                f"`num_samples` must be at least 2: {self.id!r} compares samples with "
                 f"each other. Received: {num_samples!r}"
             )
 

@@ -108,7 +108,7 @@ class Muprop(BaselineEstimator):
         if df_dmu is None or self._hides_python(cost, mu, f_mu):
             black_box = "relax" if dist.discrete else "lax"
             raise ValueError(
-                f"estimator {self.name!r} ({type(self).__name__}) differentiates the cost at the "
+                f"estimator {self.id!r} differentiates the cost at the "
                 "mean, but the cost has no gradient with respect to its sample. For a black-box "
                 f"cost use estimator={black_box!r}, whose control variate is a network alone."
             )

@@ -93,7 +93,7 @@ class Nvil(Estimator):
             return f_b
         if context is None:
             raise ValueError(
-                f"estimator {self.name!r} learned a baseline on the context of earlier calls, but "
+                f"estimator {self.id!r} learned a baseline on the context of earlier calls, but "
                 "this call has context=None. Always pass a context, or never."
             )
         return f_b - evaluate_network(self.baseline, tf.cast(context, f_b.dtype))

@@ -54,7 +54,7 @@ class PathwiseEstimator(Estimator):
         if df_dz is None or crosses_numpy_function(z, f_b):
             black_box = "relax" if dist.discrete else "lax"
             raise ValueError(
-                f"estimator {self.name!r} ({type(self).__name__}) backpropagates through the cost, "
+                f"estimator {self.id!r} backpropagates through the cost, "
                 "but the cost has no gradient with respect to its sample. Use "
                 f"estimator={black_box!r} (or 'reinforce'), which ask nothing of the cost."
             )

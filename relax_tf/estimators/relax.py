@@ -213,7 +213,7 @@ class Rebar(DiscreteControlVariateEstimator):
         temperature = tf.cast(self.temperature, dist.dtype)
         scale = tf.cast(self.scale, dist.dtype)
         complaint = (
-            f"estimator {self.name!r} ({type(self).__name__}) differentiates the cost at relaxed "
+            f"estimator {self.id!r} differentiates the cost at relaxed "
             "samples, but the cost has no gradient with respect to its sample. For a black-box "
             "cost use estimator='relax', whose control variate is a network alone."
         )
@@ -255,9 +255,8 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
         super().build(theta_shape, context_shape)
 
     def network_input(self, dist: Distribution, z: tf.Tensor) -> tf.Tensor:
-        """What the network sees of `z`."""
-        del dist
-        return z
+        """What the network sees of `z`: 0 in place of what infinite logits make of it."""
+        return dist.zero_where_fixed(z)
 
     def network_scale(self, dtype: tf.DType) -> float | tf.Tensor:
         """The size of a cost that the network's output is a multiple of."""
@@ -280,7 +279,7 @@ class NetworkControlVariateEstimator(ControlVariateEstimator):
             return scale * value, derivative
 
         complaint = (
-            f"the control variate of estimator {self.name!r} has no gradient with respect to its "
+            f"the control variate of estimator {self.id!r} has no gradient with respect to its "
             "input, so it cannot follow z. Pass a layer that is differentiable in its input."
         )
         return [Term(r, complaint, differentiated), *super().terms(dist, cost, context)]

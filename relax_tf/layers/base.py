@@ -5,13 +5,14 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
 
 from relax_tf import estimators
 from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.estimate import batch_mean
 from relax_tf.layers.passes import active_pass
-from relax_tf.validation import boolean, one_of
+from relax_tf.validation import boolean, one_of, refuse_sparse
 
 
 class StochasticLayer(keras.layers.Layer):
@@ -56,11 +57,10 @@ class StochasticLayer(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.supports_masking = True
-        self.estimator = estimators.get(estimator)
-        self.estimator.check_defined_for(self.family)
+        self.estimator = estimator
         self.prior = one_of(prior, [None, self.fixed_prior, "learned"], "prior")
         self.kl = one_of(kl, ["analytic", "sampled"], "kl")
-        self.inference = one_of(inference, ["sample", "mean"], "inference")
+        self.inference = inference
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.tracked = _Tracked(self.name)
@@ -74,6 +74,35 @@ class StochasticLayer(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="theta",
         )
+
+    def __setattr__(self, name, value):
+        # No property: Keras would save its variables under the name of what is behind it.
+        if name == "estimator":
+            value = self._new_estimator(value)
+        super().__setattr__(name, value)
+
+    def _new_estimator(self, identifier: Any) -> estimators.Estimator:
+        """The estimator to assign, in place of the one so far."""
+        if self.built:
+            raise ValueError(
+                f"layer {self.name!r} is built, so that its estimator's variables exist: "
+                "`estimator` cannot be changed any more. Make a new layer (`layer.get_config()` "
+                f"has its settings). Received: estimator={identifier!r}"
+            )
+        estimator = estimators.get(identifier)
+        estimator.check_defined_for(self.family)
+        if hasattr(self, "estimator"):
+            self._tracker.untrack(self.estimator)
+        return estimator
+
+    @property
+    def inference(self) -> str:
+        """What the layer emits outside training."""
+        return self._inference
+
+    @inference.setter
+    def inference(self, value: str) -> None:
+        self._inference = one_of(value, ["sample", "mean"], "inference")
 
     @property
     def kernel(self) -> keras.Variable:
@@ -137,6 +166,7 @@ class StochasticLayer(keras.layers.Layer):
         inputs. It may hold whatever is known before this sample is drawn, such as the data and
         samples upstream; what depends on the sample would bias the estimate.
         """
+        self._refuse_sparse(inputs, context)
         if mask is None and context is not None:  # Keras fills in the mask of a sole tensor only
             mask = getattr(inputs, "_keras_mask", None)
         if mask is not None and self.prior is not None:
@@ -153,6 +183,14 @@ class StochasticLayer(keras.layers.Layer):
         )
         return tf.cast(sample, self.compute_dtype)
 
+    def compute_output_spec(self, inputs, training=None, mask=None, context=None):
+        self._refuse_sparse(inputs, context)
+        return super().compute_output_spec(inputs, training=training, mask=mask, context=context)
+
+    def _refuse_sparse(self, inputs: Any, context: Any) -> None:
+        refuse_sparse(inputs, f"the input of layer {self.name!r}")
+        refuse_sparse(context, f"the context of layer {self.name!r}")
+
     def _sample_alone(self, dist: Distribution, training: bool | None) -> tf.Tensor:
         """The sample where no pass of a RelaxModel is active; the KL joins by `add_loss`."""
         sample = self._sample_without_pass(dist, training)
@@ -162,17 +200,17 @@ class StochasticLayer(keras.layers.Layer):
 
     def _sample_without_pass(self, dist: Distribution, training: bool | None) -> tf.Tensor:
         if not training:
-            return dist.mean() if self.inference == "mean" else dist.draw(self.next_seed()).b
+            return dist.mean() if self.inference == "mean" else dist.draw(self._seed_alone()).b
         if self.estimator.needs_cost:
             raise ValueError(
                 f"layer {self.name!r} was called with training=True outside of a training step "
-                f"of relax_tf.RelaxModel, but its estimator {self.estimator.name!r} needs the "
+                f"of relax_tf.RelaxModel, but its estimator {self.estimator.id!r} needs the "
                 "cost of its sample. Use a relax_tf.RelaxModel with `fit` or `estimate`, call "
                 "with training=False, or choose an estimator that backpropagates through its "
                 "own sample ('concrete', 'straight_through'; 'reparameterization' where the "
                 "sample is continuous)."
             )
-        return self.estimator.emit(dist, dist.draw(self.next_seed()))
+        return self.estimator.emit(dist, dist.draw(self._seed_alone()))
 
     def kl_divergence(self, dist: Distribution, sample: tf.Tensor) -> tf.Tensor | None:
         """`KL(p(b|theta) || prior)`, `[batch]`, exact or at the sample; None without a prior."""
@@ -190,6 +228,11 @@ class StochasticLayer(keras.layers.Layer):
         if replica is not None and replica.num_replicas_in_sync > 1:
             seed = fold_in(seed, replica.replica_id_in_sync_group)
         return seed
+
+    def _seed_alone(self) -> tf.Tensor:
+        """`next_seed` where no pass numbers the calls: differs between layers of one seed."""
+        position = _position_in_call(self)
+        return fold_in(self.next_seed(), position) if position else self.next_seed()
 
     # Keras.
 
@@ -232,6 +275,21 @@ def as_event(weight: keras.Variable, event_rank: int) -> tf.Tensor:
     """A prior's parameter with leading axes of size 1, for the batch and the rest of the event."""
     missing = 1 + event_rank - len(weight.shape)
     return tf.reshape(tf.convert_to_tensor(weight), [1] * missing + list(weight.shape))
+
+
+def _position_in_call(layer: StochasticLayer) -> int:
+    """How many other stochastic layers the outermost Keras call met before this one.
+
+    By the order of calls, not by names: a model that is built again numbers its layers alike.
+    """
+    call = global_state.get_global_attribute("current_call_ctx")
+    if call is None:  # `layer.call` by itself
+        return 0
+    seen = call.get_value("relax_tf_layers", [])
+    if layer not in seen:
+        seen.append(layer)
+    call.set_value("relax_tf_layers", seen)
+    return seen.index(layer)
 
 
 def _without_shapes(config: dict[str, Any]) -> dict[str, Any]:
