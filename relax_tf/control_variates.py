@@ -259,48 +259,6 @@ def _size(shape: tuple[int | None, ...]) -> int:
     return tf.TensorShape(shape[1:]).num_elements()
 
 
-def shared_layers(model: keras.Model) -> dict[str, list[str]]:
-    """The layers inside the model's estimators that belong to the rest of the model as well.
-
-    A control variate or baseline that shares a layer with the model would learn two things with
-    one set of weights.
-
-    Returns:
-        For each estimator that shares some: its stochastic layer's name (before it is built its
-        own) and the names of the shared layers, those reachable from the model on a way that
-        does not pass through any estimator.
-    """
-    from relax_tf.estimators import Estimator  # which imports this module
-
-    outside, found = _reachable(model, stop=Estimator)
-    shared = {}
-    for estimator in found:
-        names = [layer.name for layer in _reachable(estimator)[0] if layer in outside]
-        if names:
-            owner = getattr(estimator, "owner", lambda: None)() or estimator
-            shared[owner.name] = sorted(names)
-    return shared
-
-
-def _reachable(
-    root: keras.layers.Layer, stop: type | tuple[type, ...] = ()
-) -> tuple[list[keras.layers.Layer], list[keras.layers.Layer]]:
-    """The layers inside a layer, inputs aside, not through those of a class `stop`; the latter."""
-    inside, stopped, pending = [], [], list(root._layers)
-    seen = {id(root)}
-    while pending:
-        layer = pending.pop(0)
-        if id(layer) in seen:
-            continue
-        seen.add(id(layer))
-        if isinstance(layer, stop):
-            stopped.append(layer)
-        elif not isinstance(layer, keras.layers.InputLayer):
-            inside.append(layer)
-            pending.extend(layer._layers)
-    return inside, stopped
-
-
 def mark_control_variates(variables: Iterable[keras.Variable]) -> None:
     """Marks variables as `phi`: `RelaxOptimizer` reads it, paths change across save and load."""
     for variable in variables:

@@ -105,6 +105,20 @@ def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = Non
         compile_loss._flat_losses, compile_loss._metrics = flat_losses, metrics
 
 
+def refuse_sums(compile_loss: Any) -> None:
+    """Raises a ValueError if one of the compiled losses is summed over the batch.
+
+    Its value per example is the batch size times the loss, and so is not what a bound is of.
+    """
+    for item in compile_loss._flat_losses:
+        if getattr(item.loss, "reduction", None) == "sum":
+            raise ValueError(
+                f"the compiled loss {item.loss.name!r} has reduction='sum', but the multi-sample "
+                "bound of 'vimco' is one of the loss of a single example. Use the default "
+                "reduction, 'sum_over_batch_size'."
+            )
+
+
 class _PerExample:
     """A Keras loss that averages over all axes but the first.
 
@@ -115,6 +129,14 @@ class _PerExample:
     """
 
     def __init__(self, loss: keras.losses.Loss):
+        if type(loss).__call__ is not keras.losses.Loss.__call__ and not isinstance(
+            loss, BernoulliNegativeLogLikelihood
+        ):
+            raise ValueError(
+                f"the compiled loss {loss.name!r} overrides `__call__`, which reduces over the "
+                "batch. Gradients through samples need one value per example: override `call`, "
+                "which returns them."
+            )
         self.loss = loss
 
     def __call__(self, y_true, y_pred, sample_weight=None):

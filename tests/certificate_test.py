@@ -527,3 +527,75 @@ def test_training_true_inside_a_subclass_builds():
     model.compile("sgd", loss="mse")
     model.fit(X, Y, verbose=0)
     assert model.predict(X, verbose=0).shape == (12, 3)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_network_that_shares_a_layer_with_the_model_is_refused_by_name(fresh):
+    trunk = Dense(3, name="trunk")
+    network = keras.Sequential([keras.Input([3]), Dense(3) if fresh else trunk, Dense(1)])
+    inputs = keras.Input([3])
+    b = Binary(4, relax_tf.estimators.Relax(baseline=network), name="b")(trunk(inputs))
+    model = relax_tf.RelaxModel(inputs, Dense(3)(b))
+    model.compile("sgd", loss="mse")
+    if fresh:
+        model.fit(X, Y, verbose=0)
+        return
+    with pytest.raises(ValueError, match=r"layer 'b' shares the layers \['trunk'\]"):
+        model.fit(X, Y, verbose=0)
+
+
+def test_vimco_refuses_a_summed_loss():
+    model = model_of("vimco", keras.layers.Identity(), loss=keras.losses.MeanSquaredError())
+    model.check(X, Y)
+    summed = keras.losses.MeanSquaredError(reduction="sum")
+    model = model_of("vimco", keras.layers.Identity(), loss=summed)
+    with pytest.raises(ValueError, match=r"reduction='sum'.*'vimco'"):
+        model.fit(X, Y, verbose=0)
+
+
+def test_samples_whose_batch_is_not_the_cost_s_are_refused():
+    inputs = keras.Input([4, 3])
+    rows = keras.ops.reshape(inputs, [-1, 3])
+    b = Binary(2, "relax", name="b")(rows)
+    outputs = keras.ops.mean(keras.ops.reshape(b, [-1, 4, 2]), 1)
+    model = relax_tf.RelaxModel(inputs, outputs)
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=r"shape \(20,\).*\(5,\)|batch of 20.*5 examples"):
+        model.fit(np.ones([5, 4, 3], "f"), np.ones([5, 2], "f"), verbose=0)
+
+
+def test_python_under_xla_is_refused():
+    def loss(y, p):
+        value = tf.numpy_function(lambda y, p: ((y - p) ** 2).mean(-1), [y, p], tf.float32)
+        return tf.ensure_shape(value, [None])
+
+    model = model_of("relax", keras.layers.Identity(), loss=loss, jit_compile=True)
+    with pytest.raises(ValueError, match=r"XLA.*jit_compile=False"):
+        model.fit(X, Y, verbose=0)
+
+
+def test_a_sample_that_no_loss_reads():
+    inputs = keras.Input([3])
+    unread = Binary(2, name="unread")(inputs)
+    outputs = Dense(3)(Binary(4, "relax")(inputs))
+    model = relax_tf.RelaxModel(inputs, [outputs, unread])
+    model.compile("sgd", loss=["mse", None])
+    with pytest.raises(ValueError, match="perhaps it does not depend on it at all"):
+        model.fit(X, Y, verbose=0)
+
+
+# Assignments after a first `fit` or `predict`.
+
+
+def test_inference_takes_effect_when_it_is_assigned():
+    model = model_of("relax", keras.layers.Identity())
+    model.evaluate(X, Y, verbose=0)
+    model.predict(X, verbose=0)
+    model.get_layer("b").inference = "mean"
+    np.testing.assert_array_equal(model.predict(X, verbose=0), model.predict(X, verbose=0))
+    first, second = (model.evaluate(X, Y, verbose=0) for _ in range(2))
+    assert first == second
+    model.get_layer("b").inference = "sample"
+    assert (model.predict(X, verbose=0) != model.predict(X, verbose=0)).any()
+    with pytest.raises(ValueError, match="inference"):
+        model.get_layer("b").inference = "average"

@@ -7,7 +7,8 @@ import tensorflow as tf
 
 import relax_tf
 from relax_tf import control_variates
-from relax_tf.control_variates import MLP, ControlVariate, shared_layers
+from relax_tf.control_variates import MLP, ControlVariate
+from relax_tf.step.sharing import shared_layers
 
 
 def shaken_mlp(hidden_units, context_size, dtype="float64", **kwargs):

@@ -293,6 +293,79 @@ def test_dropout_inside_a_tf_function(estimator):
     assert_unbiased(ready(relax_tf.RelaxModel(inputs, Dense(2, "tanh")(both))))
 
 
+class Compiled(keras.layers.Layer):
+    """A dense layer inside a `tf.function`, or inside `tf.recompute_grad`."""
+
+    def __init__(self, how, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = Dense(3, "tanh")
+        self.function = how(lambda x: self.dense(x))
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "estimator"),
+    [
+        (tf.function, "relaxed_rebar"),
+        (tf.function, "rloo"),
+        (tf.function, "relax"),
+        (tf.recompute_grad, "rloo"),
+        (tf.recompute_grad, "relax"),
+    ],
+)
+@pytest.mark.parametrize("eager", [False, True])
+def test_weights_inside_a_function_train_as_outside_of_it(how, eager, estimator):
+    weights = []
+    for wrapper in (how, lambda f: f):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input([3])
+        b = Binary(3, estimator, (-1, 1))(Compiled(wrapper)(inputs))
+        model = relax_tf.RelaxModel(inputs, Dense(2)(Compiled(wrapper)(b)))
+        model.compile(keras.optimizers.SGD(0.01), loss="mse", run_eagerly=eager)
+        before = [v.numpy() for v in model.trainable_variables]
+        model.fit(*BATCH[:2], batch_size=100, epochs=2, shuffle=False, verbose=0)
+        weights.append([v.numpy() for v in model.trainable_variables])
+        for old, new, v in zip(before, weights[-1], model.trainable_variables, strict=True):
+            assert (old != new).any() or "of_context" in v.path, v.path
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_recomputed_gradient_has_no_derivative_of_its_own():
+    inputs = keras.Input([3])
+    b = Binary(3, "relaxed_rebar")(inputs)
+    model = relax_tf.RelaxModel(inputs, Dense(2)(Compiled(tf.recompute_grad)(b)))
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match="'relaxed_rebar'.*twice"):
+        model.fit(*BATCH[:2], verbose=0)
+
+
+def test_spectral_normalisation_beside_a_sample_trains_as_in_a_keras_model():
+    """The layer assigns its own kernel before it uses it."""
+    weights = []
+    for cls in (relax_tf.RelaxModel, keras.Model):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input([3])
+        normed = keras.layers.SpectralNormalization(Dense(2, name="dense"))(inputs)
+        outputs = [normed]
+        if cls is relax_tf.RelaxModel:
+            outputs.append(Binary(2, "reinforce")(inputs))
+        model = cls(inputs, outputs)
+        model.compile(keras.optimizers.SGD(0.5), loss=["mse", None][: len(outputs)])
+        keras.utils.set_random_seed(1)
+        kernel = model.layers[1].layer.kernel
+        kernel.assign(np.random.RandomState(0).normal(size=[3, 2]))
+        model.layers[1].vector_u.assign(np.ones([1, 2]))
+        model.fit(*BATCH[:2], batch_size=500, verbose=0)
+        weights.append(kernel.numpy())
+    np.testing.assert_allclose(*weights, rtol=1e-5)
+
+
 # The cost is part of the pass.
 
 

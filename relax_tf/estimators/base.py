@@ -267,7 +267,10 @@ class Estimator(keras.layers.Layer):
     def _phi_gradients(self, tape, loss, phi) -> list[tf.Tensor]:
         try:
             gradients = tape.gradient(loss, phi)
-        except LookupError as error:  # no gradient registered, or one that forbids a second
+        except (
+            LookupError,
+            NotImplementedError,
+        ) as error:  # no gradient registered, or one that forbids a second
             raise ValueError(
                 f"estimator {self.id!r} learns from the derivative of its control variate, so the "
                 "cost and the networks in it must be twice differentiable, but an operation in "

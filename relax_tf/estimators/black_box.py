@@ -24,6 +24,13 @@ def crosses_numpy_function(source: tf.Tensor, target: tf.Tensor) -> bool:
     )
 
 
+def graph_calls_python() -> bool:
+    """Whether the graph under construction has a `tf.numpy_function`; False in eager execution."""
+    if tf.executing_eagerly():
+        return False
+    return any(map(_contains_numpy_function, tf.compat.v1.get_default_graph().get_operations()))
+
+
 def traces_to_numpy_function(
     function: Callable[[tf.Tensor], tf.Tensor], argument: tf.Tensor
 ) -> bool:

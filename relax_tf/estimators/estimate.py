@@ -105,8 +105,28 @@ def check_problem(dist: Any, cost: Any) -> None:
 
 def evaluate_cost(cost: Cost, sample: tf.Tensor, dist: Distribution) -> tf.Tensor:
     """The cost of a sample `[..., batch, *event]`, checked to be `[..., batch]`."""
-    expected = sample.shape[: 1 + sample.shape.rank - dist.shape.rank]
-    return check_cost(cost(sample), expected, dist.dtype)
+    leading = sample.shape.rank - dist.shape.rank
+    try:
+        return check_cost(cost(sample), sample.shape[: 1 + leading], dist.dtype)
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        if not leading:
+            raise
+        raise ValueError(
+            f"the cost failed at {sample.shape[0]} samples at once, shape {tuple(sample.shape)}. A "
+            "cost that takes one sample of each example at a time, [batch, *event], as a Keras "
+            f"model does, needs an estimator made with fold=True. The error was: {error}"
+        ) from error
+
+
+def one_at_a_time(cost: Cost, rank: int) -> Cost:
+    """A cost of `[K, batch, *event]` that calls `cost` once for each sample, of this rank."""
+
+    def folded(sample: tf.Tensor) -> tf.Tensor:
+        if sample.shape.rank == rank:
+            return cost(sample)
+        return tf.stack([cost(one) for one in tf.unstack(sample)])
+
+    return folded
 
 
 def check_cost(f_b: Any, expected: tf.TensorShape, dtype: tf.DType) -> tf.Tensor:

@@ -17,8 +17,9 @@ import tensorflow as tf
 from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.base import Estimator, _checked_draw
+from relax_tf.estimators.estimate import one_at_a_time
 from relax_tf.estimators.score_function import score_function_gradient
-from relax_tf.validation import positive_integer
+from relax_tf.validation import boolean, positive_integer
 
 
 def rloo_gradient(dist: Distribution, b: tf.Tensor, f_b: tf.Tensor) -> Any:
@@ -84,10 +85,16 @@ def _count(values: tf.Tensor, name: str) -> int:
 
 
 class MultiSampleEstimator(Estimator):
-    """Base of the estimators with `num_samples` independent samples of each example."""
+    """Base of the estimators with `num_samples` independent samples of each example.
 
-    def __init__(self, num_samples: int, **kwargs):
+    With `fold=True` they call the cost once for each sample, with `[batch, *event]`, in place of
+    once with `[num_samples, batch, *event]`: for costs that take a batch of one sample each, such
+    as a Keras model. In a RelaxModel it makes no difference.
+    """
+
+    def __init__(self, num_samples: int, fold: bool = False, **kwargs):
         super().__init__(**kwargs)
+        self.fold = boolean(fold, "fold")
         self.num_samples = positive_integer(num_samples, "num_samples")
         if self.num_samples < 2:
             raise ValueError(
@@ -98,6 +105,10 @@ class MultiSampleEstimator(Estimator):
     @property
     def evaluations(self) -> int:
         return self.num_samples
+
+    def _estimate(self, dist, draw, cost, context, seed):
+        cost = one_at_a_time(cost, dist.shape.rank) if self.fold else cost
+        return super()._estimate(dist, draw, cost, context, seed)
 
     def draw(self, dist, seed=None):
         seed = make_seed(seed)
@@ -113,7 +124,7 @@ class MultiSampleEstimator(Estimator):
         return _checked_draw(dist, draw, shape)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "num_samples": self.num_samples}
+        return {**super().get_config(), "num_samples": self.num_samples, "fold": self.fold}
 
 
 @keras.saving.register_keras_serializable("relax_tf")
@@ -126,6 +137,7 @@ class Rloo(MultiSampleEstimator):
 
     Args:
         num_samples: K, at least 2.
+        fold: whether to call the cost once for each sample, with `[batch, *event]`.
 
     Example:
 
@@ -159,6 +171,7 @@ class Vimco(MultiSampleEstimator):
 
     Args:
         num_samples: K, at least 2.
+        fold: whether to call the cost once for each sample, with `[batch, *event]`.
 
     Example:
 

@@ -109,7 +109,8 @@ class Muprop(BaselineEstimator):
             black_box = "relax" if dist.discrete else "lax"
             raise ValueError(
                 f"estimator {self.id!r} differentiates the cost at the "
-                "mean, but the cost has no gradient with respect to its sample. For a black-box "
+                "mean, but the cost has no gradient with respect to its sample (perhaps it does "
+                "not depend on it at all). For a black-box "
                 f"cost use estimator={black_box!r}, whose control variate is a network alone."
             )
         f_mu = tf.stop_gradient(f_mu) + self.baseline.correction(context, f_b.dtype)

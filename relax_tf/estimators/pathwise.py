@@ -55,7 +55,8 @@ class PathwiseEstimator(Estimator):
             black_box = "relax" if dist.discrete else "lax"
             raise ValueError(
                 f"estimator {self.id!r} backpropagates through the cost, "
-                "but the cost has no gradient with respect to its sample. Use "
+                "but the cost has no gradient with respect to its sample (perhaps it does "
+                "not depend on it at all). Use "
                 f"estimator={black_box!r} (or 'reinforce'), which ask nothing of the cost."
             )
         return tf.nest.map_structure(tf.stop_gradient, pathwise_gradient(dist.detached(), z, df_dz))

@@ -214,7 +214,8 @@ class Rebar(DiscreteControlVariateEstimator):
         scale = tf.cast(self.scale, dist.dtype)
         complaint = (
             f"estimator {self.id!r} differentiates the cost at relaxed "
-            "samples, but the cost has no gradient with respect to its sample. For a black-box "
+            "samples, but the cost has no gradient with respect to its sample (perhaps it does "
+            "not depend on it at all). For a black-box "
             "cost use estimator='relax', whose control variate is a network alone."
         )
 

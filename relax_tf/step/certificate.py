@@ -22,6 +22,7 @@ import tensorflow as tf
 from relax_tf.control_variates import is_control_variate
 from relax_tf.distributions.base import over_event, sum_event
 from relax_tf.distributions.noise import fold_in
+from relax_tf.estimators.black_box import graph_calls_python
 from relax_tf.layers.passes import Call
 from relax_tf.step.folding import unfold
 from relax_tf.step.hard_pass import Batch, Seeds, State, TrainingPass, ensure_built, run_hard
@@ -81,6 +82,12 @@ class _Probe:
             seeds = Seeds()
             hard = TrainingPass(seeds)
             outcome = run_hard(self.model, hard, self.batch)
+            if self.model.jit_compile and graph_calls_python():
+                raise ValueError(
+                    f"RelaxModel {self.model.name!r} is compiled with jit_compile=True, but XLA "
+                    "cannot compile the Python code in it (tf.numpy_function, tf.py_function). "
+                    "Compile with `jit_compile=False`."
+                )
             self.calls = list(hard.calls)
             tracked = set(map(id, self.model.variables))
             untracked = [(v, value) for v, value in outcome.state if id(v) not in tracked]
@@ -285,7 +292,7 @@ _INSIST = (
 
 
 def _who(call: Call) -> str:
-    return f"the stochastic layer {call.name!r} (estimator {call.layer.estimator.name!r})"
+    return f"the stochastic layer {call.name!r} (estimator {call.layer.estimator.id!r})"
 
 
 def _not_repeated(model, call, noise, allowed, f_b) -> str:

@@ -157,7 +157,16 @@ def run_with_cost(model: Any, a_pass: Pass, batch: Batch) -> tuple[Any, tf.Tenso
             "Add one, such as relax_tf.StochasticBinaryLayer, or use a keras.Model."
         )
     dist = a_pass.calls[0].dist
-    return y_pred, check_cost(cost, dist.shape[:1], dist.dtype)
+    f_b = check_cost(cost, a_pass.calls[-1].dist.shape[:1], dist.dtype)
+    for call in a_pass.calls:
+        if not call.dist.shape[:1].is_compatible_with(f_b.shape):
+            raise ValueError(
+                f"the stochastic layer {call.name!r} was called on a batch of "
+                f"{call.dist.shape[0]}, but the cost is one of {f_b.shape[0]} examples: its samples "
+                "would be credited with other examples' costs. Keep the batch axis, and give the layer what belongs "
+                "to one example as further axes, [batch, n, features]."
+            )
+    return y_pred, f_b
 
 
 def penalties(model: keras.Model, of_control_variates: bool) -> list[tf.Tensor]:

@@ -22,6 +22,7 @@ from relax_tf.step.finite import warn_if_not_finite, zero_unless
 from relax_tf.step.first_batch import shown_first_batch
 from relax_tf.step.foreign_seeds import load_seeds, save_seeds
 from relax_tf.step.hard_pass import Batch, LiveScope, ensure_built, penalties, run
+from relax_tf.step.sharing import refuse_shared_layers
 from relax_tf.step.strategies import check_strategy
 
 
@@ -67,6 +68,8 @@ class RelaxTrainer:
         parts = []
         if self._compile_loss is not None:
             parts.append(losses.per_example(self._compile_loss, y, y_pred, sample_weight))
+            if any(layer.estimator.joint for layer in self._stochastic_layers()):
+                losses.refuse_sums(self._compile_loss)
         if kls:
             parts.append(_weighted(tf.add_n(kls), sample_weight))
         if not parts:
@@ -106,7 +109,7 @@ class RelaxTrainer:
         >>> result.estimates["b"].gradient.shape
         TensorShape([8, 3])
         """
-        self._refuse_compute_loss()
+        self._check_model()
         return estimate_batch(self, _tensors(x, y, sample_weight))[0]
 
     def check(self, x: Any, y: Any = None, sample_weight: Any = None) -> None:
@@ -140,8 +143,12 @@ class RelaxTrainer:
         ...
         ValueError: RelaxModel ... couples the examples of a batch: ...
         """
-        self._refuse_compute_loss()
+        self._check_model()
         certify(self, _tensors(x, y, sample_weight))
+
+    def _check_model(self) -> None:
+        self._refuse_compute_loss()
+        refuse_shared_layers(self)
 
     def _refuse_compute_loss(self) -> None:
         """Raises a ValueError if Keras's hook for the loss is overridden and ours is not."""
@@ -231,7 +238,7 @@ class RelaxTrainer:
         Returns:
             The metrics so far by name, of this replica.
         """
-        self._refuse_compute_loss()
+        self._check_model()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         scale = self.optimizer.scale_loss(1.0 / replicas)
