@@ -341,7 +341,7 @@ def test_a_recomputed_gradient_has_no_derivative_of_its_own():
     b = Binary(3, "relaxed_rebar")(inputs)
     model = relax_tf.RelaxModel(inputs, Dense(2)(Compiled(tf.recompute_grad)(b)))
     model.compile("sgd", loss="mse")
-    with pytest.raises(ValueError, match="'relaxed_rebar'.*twice"):
+    with pytest.raises(ValueError, match=r"'relaxed_rebar'.*twice"):
         model.fit(*BATCH[:2], verbose=0)
 
 
