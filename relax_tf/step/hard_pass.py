@@ -147,7 +147,6 @@ def run_with_cost(model: Any, a_pass: Pass, batch: Batch) -> tuple[Any, tf.Tenso
     """
     y_pred = run(model, a_pass, batch.x, training=True)
     with a_pass:
-        a_pass.in_cost = True
         cost = model.compute_cost(
             batch.x, batch.y, y_pred, a_pass.latents, sample_weight=batch.sample_weight
         )
