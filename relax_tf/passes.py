@@ -122,12 +122,12 @@ class Replay(Pass):
     Calls that cannot depend on it keep their samples. Calls downstream meet another theta: they
     keep their noise, `z = theta + eps`, since keeping the value of z or b would hide their
     dependence on the replaced sample. They emit relaxed samples, means, or (`"hard"`) what their
-    estimators emit.
+    estimators emit, or (`"sloped"`) the same with a backward path to theta.
 
     Args:
         original: the pass to repeat.
         index, sample: the call whose sample is replaced, and by what: `[copies * batch, *event]`.
-        emits: what calls downstream emit, `"hard"`, `"relaxed"` or `"mean"`.
+        emits: what calls downstream emit, `"hard"`, `"sloped"`, `"relaxed"` or `"mean"`.
         copies: how many times the batch of the original is tiled, for several samples at once.
         is_downstream: tells of a later call's layer whether it may depend on this call's sample.
     """
@@ -164,6 +164,8 @@ class Replay(Pass):
             return dist.relax(draw.z, tf.cast(layer.estimator.temperature, dist.dtype))
         if self._emits == "mean":
             return dist.mean()
+        if self._emits == "sloped" and layer.estimator.needs_cost:
+            return dist.sloped(draw.z)
         return layer.estimator.emit(dist, draw)
 
     def _original(self, index: int, layer: Any) -> Latent:

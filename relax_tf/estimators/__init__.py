@@ -12,10 +12,11 @@ import keras
 from relax_tf.estimators.antithetic import Arm, Disarm, arm_gradient, disarm_gradient
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Estimate
+from relax_tf.estimators.flip import Flip, flip_gradient
 from relax_tf.estimators.multi_sample import Rloo, Vimco, rloo_gradient, vimco_credits
 from relax_tf.estimators.muprop import Muprop, muprop_gradient
 from relax_tf.estimators.nvil import Nvil
-from relax_tf.estimators.pathwise import Concrete, Reparameterization, StraightThrough
+from relax_tf.estimators.pathwise import Concrete, Reinmax, Reparameterization, StraightThrough
 from relax_tf.estimators.relax import Lax, Rebar, Relax, RelaxedRebar, lax_gradient, relax_gradient
 from relax_tf.estimators.score_function import Reinforce, score_function_gradient
 
@@ -23,11 +24,13 @@ _BY_ID = {
     "arm": Arm,
     "concrete": Concrete,
     "disarm": Disarm,
+    "flip": Flip,
     "lax": Lax,
     "muprop": Muprop,
     "nvil": Nvil,
     "rebar": Rebar,
     "reinforce": Reinforce,
+    "reinmax": Reinmax,
     "relax": Relax,
     "relaxed_rebar": RelaxedRebar,
     "reparameterization": Reparameterization,
@@ -112,11 +115,13 @@ __all__ = [
     "Disarm",
     "Estimate",
     "Estimator",
+    "Flip",
     "Lax",
     "Muprop",
     "Nvil",
     "Rebar",
     "Reinforce",
+    "Reinmax",
     "Relax",
     "RelaxedRebar",
     "Reparameterization",
@@ -126,6 +131,7 @@ __all__ = [
     "arm_gradient",
     "deserialize",
     "disarm_gradient",
+    "flip_gradient",
     "get",
     "lax_gradient",
     "muprop_gradient",
