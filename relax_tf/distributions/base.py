@@ -46,10 +46,10 @@ def sum_event(value: tf.Tensor, batch_rank: int = 1) -> tf.Tensor:
 
 def flat_event(value: tf.Tensor, axes: int = 0) -> tf.Tensor:
     """`[batch, *event]` as `[batch, n]`, or as `[batch, n, ...]` with the last `axes` axes kept."""
-    shape = tf.shape(value)
-    last = value.shape.rank - axes
-    size = tf.reduce_prod(shape[1:last], keepdims=True)
-    return tf.reshape(value, tf.concat([shape[:1], size, shape[last:]], 0))
+    shape, last = tf.shape(value), value.shape.rank - axes
+    size = value.shape[1:last].num_elements()
+    size = tf.reduce_prod(shape[1:last]) if size is None else size
+    return tf.reshape(value, tf.concat([shape[:1], [size], shape[last:]], 0))
 
 
 class Distribution:

@@ -140,7 +140,7 @@ class Bernoulli(Distribution):
         """
         v = flat_event(tf.sigmoid(self.theta) * tf.sigmoid(-self.theta))
         q = noise.mostly_proportional(v)
-        chosen = noise.one_of(q, self._seed(seed))
+        chosen = noise.one_of(q, *noise.substreams(self._seed(seed), 1))
         weight = tf.reduce_sum(chosen * tf.math.divide_no_nan(v, q), -1)
         other = self._label(tf.cast(self.indicator(b) < 0.5, self.dtype))
         return tf.where(tf.reshape(chosen, tf.shape(b)) > 0.5, other, b), weight

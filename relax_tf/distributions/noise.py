@@ -47,6 +47,14 @@ def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(seed, data, alg=_PHILOX)
 
 
+def substreams(seed: tf.Tensor, count: int) -> list[tf.Tensor]:
+    """So many seeds, apart from each other, from `seed`, and from it with a small number folded in.
+
+    A model's passes fold in the number of a layer's call.
+    """
+    return [fold_in(seed, 2**20 + k) for k in range(count)]
+
+
 def uniform(shape: tf.TensorShape | tf.Tensor, dtype: tf.DType, seed: tf.Tensor) -> tf.Tensor:
     """Uniform noise on the open interval (0, 1): never 0, never 1, symmetric about 1/2.
 

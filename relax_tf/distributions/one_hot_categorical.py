@@ -138,7 +138,7 @@ class OneHotCategorical(Distribution):
         `(1 - p_c) (1 - p_l) / ((2 - p_c - p_l) q_j)`, is `p_c p_l / q_j` over the probability
         `p_c p_l / (1 - p_c) + p_l p_c / (1 - p_l)` of the two classes in either order.
         """
-        seed_of_variable, seed_of_class = (noise.fold_in(self._seed(seed), k) for k in (1, 2))
+        seed_of_variable, seed_of_class = noise.substreams(self._seed(seed), 2)
         theta, b = flat_event(self.theta, axes=1), flat_event(b, axes=1)
         p = tf.nn.softmax(theta)
         q = noise.mostly_proportional(tf.reduce_sum(p * (1 - p), -1))

@@ -10,9 +10,11 @@ from typing import Any
 import keras
 
 from relax_tf.estimators.antithetic import Arm, Disarm, arm_gradient, disarm_gradient
+from relax_tf.estimators.arms import Arms, arms_gradient, categorical_arms_gradient
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Estimate
 from relax_tf.estimators.flip import Flip, flip_gradient
+from relax_tf.estimators.midpoint import Midpoint, RelaxedDisarm, midpoint_gradient
 from relax_tf.estimators.multi_sample import Rloo, Vimco, rloo_gradient, vimco_credits
 from relax_tf.estimators.muprop import Muprop, muprop_gradient
 from relax_tf.estimators.nvil import Nvil
@@ -22,16 +24,19 @@ from relax_tf.estimators.score_function import Reinforce, score_function_gradien
 
 _BY_ID = {
     "arm": Arm,
+    "arms": Arms,
     "concrete": Concrete,
     "disarm": Disarm,
     "flip": Flip,
     "lax": Lax,
+    "midpoint": Midpoint,
     "muprop": Muprop,
     "nvil": Nvil,
     "rebar": Rebar,
     "reinforce": Reinforce,
     "reinmax": Reinmax,
     "relax": Relax,
+    "relaxed_disarm": RelaxedDisarm,
     "relaxed_rebar": RelaxedRebar,
     "reparameterization": Reparameterization,
     "rloo": Rloo,
@@ -111,29 +116,35 @@ def _class_of(identifier: str) -> type[Estimator]:
 
 __all__ = [
     "Arm",
+    "Arms",
     "Concrete",
     "Disarm",
     "Estimate",
     "Estimator",
     "Flip",
     "Lax",
+    "Midpoint",
     "Muprop",
     "Nvil",
     "Rebar",
     "Reinforce",
     "Reinmax",
     "Relax",
+    "RelaxedDisarm",
     "RelaxedRebar",
     "Reparameterization",
     "Rloo",
     "StraightThrough",
     "Vimco",
     "arm_gradient",
+    "arms_gradient",
+    "categorical_arms_gradient",
     "deserialize",
     "disarm_gradient",
     "flip_gradient",
     "get",
     "lax_gradient",
+    "midpoint_gradient",
     "muprop_gradient",
     "relax_gradient",
     "rloo_gradient",
