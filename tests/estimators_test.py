@@ -42,6 +42,7 @@ UNBIASED = {
     "midpoint": {"class_name": "midpoint"},
     "relaxed_disarm": {"class_name": "relaxed_disarm"},
     "flip": {"class_name": "flip"},
+    "flip-plain": {"class_name": "flip", "config": {"curvature": False}},
     "rebar": {"class_name": "rebar"},
     "rebar-independent": {"class_name": "rebar", "config": {"coupled": False}},
     "relax": {"class_name": "relax", "config": R | B},
@@ -65,7 +66,7 @@ ALL = UNBIASED | BIASED | BOUND
 LEARNING = {
     name: config
     for name, config in UNBIASED.items()
-    if name.split("-")[0] in ("rebar", "relax", "relaxed_rebar", "lax")
+    if name.split("-")[0] in ("rebar", "relax", "relaxed_rebar", "lax", "relaxed_disarm")
 }
 
 PROBLEMS = {

@@ -210,6 +210,73 @@ def test_flip_refuses_a_cost_without_a_derivative(family):
         estimators.get("flip").estimate(family(tf.zeros([2, 3, 2])), black_box)
 
 
+# The curvature that flip learns.
+
+
+def test_flip_starts_as_reinmax_and_its_correction():
+    """Before it has learned anything, units that are decided rely on the curvature, others not."""
+    estimator = estimators.get("flip")
+    dist = Bernoulli(tf.constant([[-8.0, 1.0] + 50 * [-1.0], [-8.0] + 51 * [-9.0]]))
+    estimator.estimate(dist, total, seed=0)
+    share = estimator.share(dist).numpy()
+    assert (share >= 0).all() and (share <= 1).all()
+    assert share[0].max() < 0.5 < share[1].min()
+
+
+def test_flip_learns_the_curvature_and_varies_less():
+    matrix = tf.random.stateless_normal([6, 6], [3, 4])
+
+    def cost(b):
+        return total(tf.tensordot(b, matrix, 1) * b) + 3 * total(b) ** 2 + 0.1 * total(b) ** 3
+
+    theta = 2 * tf.random.stateless_normal([500, 6], [1, 2])
+    dist = Bernoulli(theta, (-1, 1))
+    learned, plain = estimators.get("flip"), estimators.Flip(curvature=False)
+    optimizer = keras.optimizers.Adam(1e-2)
+
+    @tf.function(jit_compile=True)
+    def step(seed):
+        with tf.GradientTape() as tape:
+            estimate = learned.estimate(dist, cost, seed=seed)
+        phi = learned.trainable_variables
+        return estimate.second_moment, tape.gradient(estimate.control_variate_loss, phi)
+
+    for seed in range(400):
+        _, gradients = step(tf.constant([7, seed]))
+        optimizer.apply(gradients, learned.trainable_variables)
+    exact = relax_tf.diagnostics.exact_gradient(dist, cost)
+
+    def error(estimator):
+        estimates = [estimator.estimate(dist, cost, seed=seed).gradient for seed in range(20)]
+        return np.mean((np.stack(estimates) - exact) ** 2)
+
+    assert error(learned) < 0.7 * error(plain)
+
+
+def test_flip_has_nothing_to_learn_for_one_hot_variables_or_by_choice():
+    for config, dist in (
+        ("flip", OneHotCategorical(tf.zeros([2, 3]))),
+        ({"class_name": "flip", "config": {"curvature": False}}, Bernoulli(tf.zeros([2, 3]))),
+    ):
+        estimator = estimators.get(config)
+        assert float(estimator.estimate(dist, total).control_variate_loss) == 0
+        assert estimator.variables == estimator.past.variables
+        again = estimators.deserialize(estimators.serialize(estimator))
+        assert again.trainable_variables == []
+
+
+def test_flip_takes_a_network_of_the_user_s_and_keeps_it():
+    network = keras.Sequential([keras.layers.Dense(5, "tanh"), keras.layers.Dense(3)])
+    estimator = estimators.Flip(curvature=network, decay=0.9)
+    estimator.estimate(Bernoulli(tf.zeros([4, 3])), total, context=tf.ones([4, 2]), seed=0)
+    assert len(estimator.trainable_variables) == 6
+    again = estimators.deserialize(estimators.serialize(estimator))
+    assert again.get_config() == estimator.get_config()
+    assert len(again.trainable_variables) == 6
+    with pytest.raises(TypeError, match=r"`curvature`.*Keras layer.*3"):
+        estimators.Flip(curvature=3)
+
+
 # Models.
 
 

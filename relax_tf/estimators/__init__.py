@@ -13,7 +13,7 @@ from relax_tf.estimators.antithetic import Arm, Disarm, arm_gradient, disarm_gra
 from relax_tf.estimators.arms import Arms, arms_gradient, categorical_arms_gradient
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Estimate
-from relax_tf.estimators.flip import Flip, flip_gradient
+from relax_tf.estimators.flip import Flip, curved_flip_gradient, flip_gradient
 from relax_tf.estimators.midpoint import Midpoint, RelaxedDisarm, midpoint_gradient
 from relax_tf.estimators.multi_sample import Rloo, Vimco, rloo_gradient, vimco_credits
 from relax_tf.estimators.muprop import Muprop, muprop_gradient
@@ -139,6 +139,7 @@ __all__ = [
     "arm_gradient",
     "arms_gradient",
     "categorical_arms_gradient",
+    "curved_flip_gradient",
     "deserialize",
     "disarm_gradient",
     "flip_gradient",

@@ -5,15 +5,23 @@ of one coordinate takes one more evaluation of the cost, at the sample with that
 at random and weighted, it makes all of them unbiased.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from relax_tf.control_variates import by_backpropagation
-from relax_tf.distributions.base import Distribution, over_event, sum_event
+from relax_tf.control_variates import (
+    MLP,
+    build_network,
+    by_backpropagation,
+    evaluate_outputs,
+)
+from relax_tf.distributions import Bernoulli
+from relax_tf.distributions.base import Distribution, flat_event, over_event, sum_event
 from relax_tf.estimators.base import Estimator
-from relax_tf.estimators.estimate import Cost, evaluate_cost
+from relax_tf.estimators.estimate import Cost, batch_mean, evaluate_cost
+from relax_tf.estimators.moving_moments import MovingMoments
+from relax_tf.validation import decay_rate
 
 
 def trapezoid_error(
@@ -73,6 +81,66 @@ def flip_gradient(
     return dist.trapezoid_vjp(b, df_db) + over_event(weight * error, step) * step
 
 
+def curved_flip_gradient(
+    dist: Bernoulli,
+    b: tf.Tensor,
+    neighbour: tf.Tensor,
+    weight: tf.Tensor,
+    f_b: tf.Tensor,
+    f_neighbour: tf.Tensor,
+    df_db: tf.Tensor,
+    df_dneighbour: tf.Tensor,
+    curvature: tf.Tensor,
+    share: tf.Tensor,
+) -> tf.Tensor:
+    """`flip_gradient` for Bernoulli variables, less the noise of `b_i` in its first term.
+
+    ReinMax's `(1/2) |b_i - p_i| f'_i(b)` depends on `b_i` strongly where `p_i` is near 0 or 1: the
+    rare value has a large term. With a guess `k_i` of the curvature `f'_i(1) - f'_i(0)` there is
+    another first term, `v_i {f'_i(b) - (b_i - 1/2) k_i}`, which does not depend on `b_i` at all
+    where the guess is right. A mixture of the two, `m_i` of the latter, is corrected as either:
+
+        g_i = (1 - m_i) (1/2) |b_i - p_i| f'_i(b) + m_i v_i {f'_i(b) - (b_i - 1/2) k_i}
+              + [i = j] (v_j / q_j) {f(1) - f(0) - (1/2) (f'_j(1) + f'_j(0))
+                                     - m_j (p_j - 1/2) (f'_j(1) - f'_j(0) - k_j)}
+
+    Unbiased for all functions `f'`, and all `k` and `m` that do not depend on `b`: over the values
+    of `b_i`, `p f'(1) + (1 - p) f'(0) = (1/2) (f'(1) + f'(0)) + (p - 1/2) (f'(1) - f'(0))`, and
+    `b - 1/2` has the mean `p - 1/2`. The last line takes away the difference of the means.
+
+    Args:
+        dist, b, neighbour, weight, f_b, f_neighbour, df_db, df_dneighbour: as in `flip_gradient`.
+        curvature: `k`, in units of cost per step of the indicator squared, `[batch, *event]`.
+        share: `m`, in [0, 1], `[batch, *event]`.
+
+    Returns:
+        The shape of theta. Unbiased.
+    """
+    p, v = tf.sigmoid(dist.theta), tf.sigmoid(dist.theta) * tf.sigmoid(-dist.theta)
+    lo, hi = dist.support
+    smooth = v * ((hi - lo) * df_db - (dist.indicator(b) - 0.5) * curvature)
+    first = dist.trapezoid_vjp(b, df_db)
+    step = dist.score(b) - dist.score(neighbour)  # of the indicators: 1 or -1 at j
+    error = trapezoid_error(b, neighbour, f_b, f_neighbour, df_db, df_dneighbour)
+    unforeseen = seen_curvature(dist, step, df_db, df_dneighbour) - at_step(step, curvature)
+    correction = over_event(weight * error, step) * step
+    correction -= over_event(weight * unforeseen, step) * tf.abs(step) * share * (p - 0.5)
+    return first + share * (smooth - first) + correction
+
+
+def at_step(step: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """The value at the coordinate in which two samples differ, `[batch]`."""
+    return sum_event(tf.abs(step) * values)
+
+
+def seen_curvature(
+    dist: Bernoulli, step: tf.Tensor, df_db: tf.Tensor, df_dneighbour: tf.Tensor
+) -> tf.Tensor:
+    """`f'_j(b_j = 1) - f'_j(b_j = 0)`, `[batch]`, in units of steps of the indicator."""
+    lo, hi = dist.support
+    return (hi - lo) * sum_event(step * (df_db - df_dneighbour))
+
+
 class EvaluatedCost(NamedTuple):
     """A cost whose derivative at the sample is known already."""
 
@@ -94,14 +162,29 @@ class Flip(Estimator):
 
     Unbiased. Two evaluations of the cost, both at hard samples, where it must have a derivative;
     any derivative: jumps, kinks, rounding and stopped gradients cost variance and never bias. No
-    temperature, no network, nothing to learn. For discrete variables; see `flip_gradient`. The
-    coordinate is drawn from nine tenths of a distribution proportional to each variable's
-    variance `p (1 - p)` and one tenth of the uniform one.
+    temperature, and the cost never sees a value outside of the support. For discrete variables;
+    see `flip_gradient`. The coordinate is drawn from nine tenths of a distribution proportional to
+    each variable's variance `p (1 - p)` and one tenth of the uniform one.
+
+    For Bernoulli variables a network foretells each unit's curvature from the probabilities of all
+    units, which takes away most of what noise ReinMax's estimate has (`curved_flip_gradient`). It
+    learns from the curvature that each flip shows, by the likelihood of a normal distribution
+    whose variance, one for each unit, is learned too; so is the size of the noise that it is to
+    take away. From the two follows how far an estimate relies on it: not at all at first.
 
     In a model the second evaluation is a replay in which layers downstream keep their noise and
     emit hard samples; slopes lead through those by the trapezoid rule.
 
+    Args:
+        curvature: True; a Keras layer or model in the network's place, from `[batch, units]`,
+            `2 p - 1`, to `[batch, units]`; or False for ReinMax's form alone, without anything to
+            learn. By default `relax_tf.control_variates.MLP([100], outputs=units)`. One-hot
+            variables, and events of unknown size, have none.
+        decay: in [0, 1), of the standard deviation of past costs, which is the network's unit:
+            the weight of a batch relative to the next one.
+
     Raises:
+        TypeError: if `curvature` is not a Keras layer or a bool, or `decay` not a number.
         ValueError: from `estimate`, if the cost has no gradient at all.
 
     Example: the derivative does not see the step that rounding makes, the estimate does.
@@ -116,10 +199,52 @@ class Flip(Estimator):
 
     defined_for = ("discrete",)
     replay = "sloped"
+    learns_from_gradient = False
+
+    def __init__(self, curvature: keras.layers.Layer | bool = True, decay: float = 0.99, **kwargs):
+        super().__init__(**kwargs)
+        if not isinstance(curvature, (keras.layers.Layer, bool)):
+            raise TypeError(
+                "`curvature` must be a Keras layer or model, True or False. Received: "
+                f"{curvature!r} (of type {type(curvature).__name__})"
+            )
+        self.curvature = curvature if isinstance(curvature, keras.layers.Layer) else None
+        self._curvature_argument = None if self.curvature is not None else curvature
+        self.decay = decay_rate(decay, "decay")
+        self.past = MovingMoments(self.decay, dtype=self.dtype_policy, name="past")
+        self._binary = True
+        self._learns = False
 
     @property
     def evaluations(self) -> int:
         return 2
+
+    def check_defined_for(self, family):
+        super().check_defined_for(family)
+        if not self.built:
+            self._binary = issubclass(family, Bernoulli)
+
+    def build(self, theta_shape, context_shape=None):
+        units = tf.TensorShape(theta_shape[1:]).num_elements()
+        self._learns = self._binary and self._curvature_argument is not False and bool(units)
+        if self._learns:
+            if self.curvature is None:
+                self.curvature = MLP([100], outputs=units, dtype=self.dtype_policy)
+            build_network(self.curvature, theta=theta_shape)
+            # A tenth of the logarithms of two variances: they have far to go at a network's rate.
+            self.log_unforeseen, self.log_noise = (
+                self.add_weight(name=name, shape=(units,), initializer="zeros")
+                for name in ("log_unforeseen", "log_noise")
+            )
+        super().build(theta_shape, context_shape)
+
+    def get_build_config(self):
+        config = super().get_build_config()
+        return config and {**config, "binary": self._binary}
+
+    def build_from_config(self, config):
+        self._binary = config.get("binary", True)
+        super().build_from_config({k: v for k, v in config.items() if k != "binary"})
 
     def _estimate(self, dist, draw, cost, context, seed):
         sample = self.emit(dist, draw)
@@ -146,5 +271,73 @@ class Flip(Estimator):
                 "their slopes."
             )
         slopes = finite_slopes(df_db), finite_slopes(df_dneighbour)
-        gradient = flip_gradient(dist, draw.b, neighbour, weight, f_b, f_neighbour, *slopes)
-        return gradient, None
+        evaluations = (dist, draw.b, neighbour, weight, f_b, f_neighbour, *slopes)
+        if not self._learns:
+            gradient = flip_gradient(*evaluations)
+            return gradient, batch_mean(tf.zeros_like(f_b))
+        curvature, loss = self._foretell(dist, draw.b, neighbour, *slopes)
+        return curved_flip_gradient(*evaluations, curvature, self.share(dist)), loss
+
+    def unit(self, dtype: tf.DType) -> tf.Tensor:
+        """What the network's output is a multiple of: a scalar."""
+        deviation = self.past.standard_deviation()
+        units = self.log_noise.shape[0]
+        return tf.cast(tf.where(deviation > 0, deviation, 1) / units, dtype)
+
+    def share(self, dist: Bernoulli) -> tf.Tensor:
+        """How far the estimate of each unit relies on its foretold curvature, like theta.
+
+        `A / (A + B)`, of the two parts of `curved_flip_gradient` that have different noise: with
+        `A = E[{(1 - p) f'(1) - p f'(0)}^2] / 4`, ReinMax's term varies by `v A`; with the foretold
+        curvature, off by E on average in squares, first term and correction vary by
+        `v B`, `B = E (v^2 + (p - 1/2)^2 v / q)`.
+        """
+        p, v = tf.sigmoid(dist.theta), tf.sigmoid(dist.theta) * tf.sigmoid(-dist.theta)
+        ratio = 10 * (tf.cast(self.log_unforeseen, v.dtype) - tf.cast(self.log_noise, v.dtype))
+        ratio = tf.exp(tf.reshape(ratio, [1, *v.shape[1:]]))
+        in_all = over_event(sum_event(v), v) / 0.9
+        return 1 / (1 + 4 * ratio * (v**2 + (p - 0.5) ** 2 * in_all))
+
+    def _foretell(self, dist, b, neighbour, df_db, df_dneighbour) -> tuple[tf.Tensor, tf.Tensor]:
+        """The curvature in each coordinate, and the loss of all that is learned."""
+        p = tf.sigmoid(dist.theta)
+        outputs = evaluate_outputs(self.curvature, flat_event(2 * p - 1))
+        outputs = tf.reshape(outputs, tf.shape(p))
+        unit = self.unit(p.dtype)
+        step = dist.score(b) - dist.score(neighbour)
+        seen = seen_curvature(dist, step, df_db, df_dneighbour)
+        unforeseen = at_step(step, outputs) - seen / unit
+        # (1 - p) f'(1) - p f'(0), with f'(1) and f'(0) as mean and difference
+        lo, hi = dist.support
+        mean = 0.5 * (hi - lo) * at_step(step, df_db + df_dneighbour)
+        p_j = at_step(step, p)
+        noise = ((1 - 2 * p_j) * mean + 0.5 * seen) / unit
+        loss = normal_loss(unforeseen, self._log_variance(self.log_unforeseen, step))
+        loss += normal_loss(noise, self._log_variance(self.log_noise, step))
+        return tf.stop_gradient(unit * outputs), loss
+
+    def _log_variance(self, variable, step) -> tf.Tensor:
+        values = 10 * tf.cast(variable, step.dtype)
+        return at_step(step, tf.reshape(values, [1, *step.shape[1:]]))
+
+    def observe(self, f_b, context):
+        if self._learns:
+            self.past.update(f_b)
+
+    def get_config(self) -> dict[str, Any]:
+        curvature = self._curvature_argument
+        if curvature is None:
+            curvature = keras.saving.serialize_keras_object(self.curvature)
+        return {**super().get_config(), "curvature": curvature, "decay": self.decay}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if isinstance(config.get("curvature"), dict):
+            config["curvature"] = keras.saving.deserialize_keras_object(config["curvature"])
+        return cls(**config)
+
+
+def normal_loss(error: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
+    """The batch mean of minus the log-density of normal errors, but for a constant."""
+    return batch_mean(0.5 * (tf.square(error) * tf.exp(-log_variance) + log_variance))

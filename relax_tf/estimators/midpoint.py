@@ -24,7 +24,7 @@ from relax_tf.control_variates import (
 from relax_tf.distributions import Bernoulli
 from relax_tf.distributions.base import Distribution, flat_event, over_event, sum_event
 from relax_tf.estimators.antithetic import AntitheticEstimator, _check_pair
-from relax_tf.estimators.estimate import batch_mean, evaluate_cost
+from relax_tf.estimators.estimate import evaluate_cost
 from relax_tf.estimators.flip import finite_slopes
 from relax_tf.estimators.moving_moments import MovingMoments
 from relax_tf.estimators.multi_sample import MultiSampleEstimator
@@ -142,14 +142,14 @@ class RelaxedDisarm(AntitheticEstimator):
 
     Unbiased, two evaluations of the cost (in one call), asks nothing of it: it may be a black box.
     For Bernoulli variables. A network `a(m, context)` foretells the slope of the cost in each unit
-    from the midpoint of the pair; it learns by regression of `f(b_1) - f(b_2)` on `a . (b_1 - b_2)`
-    and starts at zero, as `disarm`. See `midpoint_gradient`.
+    from the midpoint of the pair; it minimises the second moment of the gradient, as `relax` does
+    (eq. 16), and starts at zero, as `disarm`. See `midpoint_gradient`.
 
     Args:
         slopes: a Keras layer or model from `[batch, features]` to `[batch, units]`, where the
             features are the midpoint, -1, 0 and 1 for each unit, and the context, flattened, side
             by side (a `relax_tf.control_variates.ControlVariate` has them apart). Its output is in
-            units of the standard deviation of past costs. By default
+            units of the standard deviation of past costs over four times the units. By default
             `relax_tf.control_variates.MLP([200], outputs=units)`.
         decay: in [0, 1), of that deviation: the weight of a batch relative to the next one.
 
@@ -165,8 +165,6 @@ class RelaxedDisarm(AntitheticEstimator):
     >>> len(estimator.trainable_variables)
     4
     """
-
-    learns_from_gradient = False
 
     def __init__(self, slopes: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs):
         super().__init__(**kwargs)
@@ -187,20 +185,22 @@ class RelaxedDisarm(AntitheticEstimator):
         build_network(self.slopes, theta=theta_shape, context=context_shape)
         super().build(theta_shape, context_shape)
 
-    def scale(self, dtype: tf.DType) -> tf.Tensor:
-        """The standard deviation of past costs, a scalar; 1 where they did not differ."""
+    def unit(self, dist: Bernoulli) -> tf.Tensor:
+        """What the network's output is a multiple of, per unit of the sample: a scalar.
+
+        A small one, since what many slopes add up to is noisy while they are being learned.
+        """
         deviation = self.past.standard_deviation()
-        return tf.cast(tf.where(deviation > 0, deviation, 1), dtype)
+        deviation = tf.cast(tf.where(deviation > 0, deviation, 1), dist.dtype)
+        units = tf.cast(tf.reduce_prod(tf.shape(dist.theta)[1:]), dist.dtype)
+        lo, hi = dist.support
+        return deviation / (4 * units * (hi - lo))
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
-        b_1, b_2 = tf.unstack(dist.indicator(draw.b))
-        outputs = evaluate_outputs(self.slopes, flat_event(b_1 + b_2 - 1), context)
-        lo, hi = dist.support
-        scale = self.scale(f_b.dtype)
-        slopes = tf.reshape(outputs, tf.shape(b_1)) * scale / (hi - lo)
-        error = (f_b[0] - f_b[1] - sum_event(slopes * (draw.b[0] - draw.b[1]))) / scale
-        gradient = midpoint_gradient(dist, draw.b, f_b, slopes)
-        return gradient, batch_mean(tf.square(error))
+        midpoint = dist.indicator(tf.reduce_mean(draw.b, 0))
+        outputs = evaluate_outputs(self.slopes, flat_event(2 * midpoint - 1), context)
+        slopes = self.unit(dist) * tf.reshape(outputs, tf.shape(midpoint))
+        return midpoint_gradient(dist, draw.b, f_b, slopes), None
 
     def observe(self, f_b, context):
         self.past.update(f_b)
