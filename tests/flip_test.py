@@ -269,10 +269,10 @@ def test_flip_takes_a_network_of_the_user_s_and_keeps_it():
     network = keras.Sequential([keras.layers.Dense(5, "tanh"), keras.layers.Dense(3)])
     estimator = estimators.Flip(curvature=network, decay=0.9)
     estimator.estimate(Bernoulli(tf.zeros([4, 3])), total, context=tf.ones([4, 2]), seed=0)
-    assert len(estimator.trainable_variables) == 6
+    assert len(estimator.trainable_variables) == 7
     again = estimators.deserialize(estimators.serialize(estimator))
     assert again.get_config() == estimator.get_config()
-    assert len(again.trainable_variables) == 6
+    assert len(again.trainable_variables) == 7
     with pytest.raises(TypeError, match=r"`curvature`.*Keras layer.*3"):
         estimators.Flip(curvature=3)
 
@@ -312,7 +312,7 @@ def test_train_step_follows_the_enumerated_gradient_of_two_layers(below, above, 
     ],
 )
 def test_train_step_follows_the_exact_gradient_of_mixed_layers(stack, kl):
-    model = mixed_model(*stack, kl=kl)
+    model = mixed_model(*stack, kl=kl, scale=0.4)  # the quadrature is exact enough then
     variables = model_variables(model)
     with tf.GradientTape() as tape:
         loss = expected_loss(model)

@@ -132,14 +132,16 @@ class Bernoulli(Distribution):
         lo, hi = self.support
         return (0.5 * (hi - lo)) * tf.abs(self.score(b)) * w
 
-    def neighbour(self, b: tf.Tensor, seed: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+    def neighbour(
+        self, b: tf.Tensor, seed: Any = None, size: tf.Tensor | float = 1.0
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """`b` with one coordinate j flipped, and `v_j / q_j`, `[batch]`, where `v = p (1 - p)`.
 
-        j is independent of `b`. Its probability `q_j` is mostly proportional to `v_j`: a unit
-        that is decided has nothing to correct.
+        j is independent of `b`. Its probability `q_j` is mostly proportional to `v_j` times `size`,
+        that of what there is to correct: a unit that is decided has nothing.
         """
         v = flat_event(tf.sigmoid(self.theta) * tf.sigmoid(-self.theta))
-        q = noise.mostly_proportional(v)
+        q = noise.mostly_proportional(v * flat_event(size * tf.ones_like(self.theta)))
         chosen = noise.one_of(q, *noise.substreams(self._seed(seed), 1))
         weight = tf.reduce_sum(chosen * tf.math.divide_no_nan(v, q), -1)
         other = self._label(tf.cast(self.indicator(b) < 0.5, self.dtype))

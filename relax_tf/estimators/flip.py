@@ -231,10 +231,10 @@ class Flip(Estimator):
             if self.curvature is None:
                 self.curvature = MLP([100], outputs=units, dtype=self.dtype_policy)
             build_network(self.curvature, theta=theta_shape)
-            # A tenth of the logarithms of two variances: they have far to go at a network's rate.
-            self.log_unforeseen, self.log_noise = (
+            # A tenth of the logarithms of variances: they have far to go at a network's rate.
+            self.log_unforeseen, self.log_noise, self.log_error = (
                 self.add_weight(name=name, shape=(units,), initializer="zeros")
-                for name in ("log_unforeseen", "log_noise")
+                for name in ("log_unforeseen", "log_noise", "log_error")
             )
         super().build(theta_shape, context_shape)
 
@@ -259,7 +259,8 @@ class Flip(Estimator):
             df_db = cost.df_db
         else:
             _, df_db = by_backpropagation(cost, draw.b)
-        neighbour, weight = dist.neighbour(draw.b, seed)
+        size = (self.size(dist),) if self._learns else ()
+        neighbour, weight = dist.neighbour(draw.b, seed, *size)
         f_neighbour, df_dneighbour = by_backpropagation(
             lambda b: evaluate_cost(cost, b, dist), neighbour
         )
@@ -275,7 +276,7 @@ class Flip(Estimator):
         if not self._learns:
             gradient = flip_gradient(*evaluations)
             return gradient, batch_mean(tf.zeros_like(f_b))
-        curvature, loss = self._foretell(dist, draw.b, neighbour, *slopes)
+        curvature, loss = self._foretell(dist, draw.b, neighbour, f_b, f_neighbour, *slopes)
         return curved_flip_gradient(*evaluations, curvature, self.share(dist)), loss
 
     def unit(self, dtype: tf.DType) -> tf.Tensor:
@@ -283,6 +284,14 @@ class Flip(Estimator):
         deviation = self.past.standard_deviation()
         units = self.log_noise.shape[0]
         return tf.cast(tf.where(deviation > 0, deviation, 1) / units, dtype)
+
+    def size(self, dist: Bernoulli) -> tf.Tensor:
+        """The expected size of each unit's correction over its `v`, `[1, *event]`.
+
+        Corrections have the least variance where `q_j` is proportional to `v_j` times this.
+        """
+        size = tf.exp(5 * tf.cast(self.log_error, dist.dtype))
+        return tf.stop_gradient(tf.reshape(size, [1, *dist.shape[1:]]))
 
     def share(self, dist: Bernoulli) -> tf.Tensor:
         """How far the estimate of each unit relies on its foretold curvature, like theta.
@@ -294,27 +303,38 @@ class Flip(Estimator):
         """
         p, v = tf.sigmoid(dist.theta), tf.sigmoid(dist.theta) * tf.sigmoid(-dist.theta)
         ratio = 10 * (tf.cast(self.log_unforeseen, v.dtype) - tf.cast(self.log_noise, v.dtype))
-        ratio = tf.exp(tf.reshape(ratio, [1, *v.shape[1:]]))
-        in_all = over_event(sum_event(v), v) / 0.9
+        ratio = tf.stop_gradient(tf.exp(tf.reshape(ratio, [1, *v.shape[1:]])))
+        size = self.size(dist)
+        in_all = over_event(sum_event(v * size), v) / (0.9 * size)
         return 1 / (1 + 4 * ratio * (v**2 + (p - 0.5) ** 2 * in_all))
 
-    def _foretell(self, dist, b, neighbour, df_db, df_dneighbour) -> tuple[tf.Tensor, tf.Tensor]:
+    def _foretell(
+        self, dist, b, neighbour, f_b, f_neighbour, df_db, df_dneighbour
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """The curvature in each coordinate, and the loss of all that is learned."""
         p = tf.sigmoid(dist.theta)
         outputs = evaluate_outputs(self.curvature, flat_event(2 * p - 1))
         outputs = tf.reshape(outputs, tf.shape(p))
         unit = self.unit(p.dtype)
         step = dist.score(b) - dist.score(neighbour)
-        seen = seen_curvature(dist, step, df_db, df_dneighbour)
-        unforeseen = at_step(step, outputs) - seen / unit
+        seen = seen_curvature(dist, step, df_db, df_dneighbour) / unit
+        unforeseen = seen - at_step(step, outputs)
         # (1 - p) f'(1) - p f'(0), with f'(1) and f'(0) as mean and difference
         lo, hi = dist.support
-        mean = 0.5 * (hi - lo) * at_step(step, df_db + df_dneighbour)
+        mean = 0.5 * (hi - lo) * at_step(step, df_db + df_dneighbour) / unit
         p_j = at_step(step, p)
-        noise = ((1 - 2 * p_j) * mean + 0.5 * seen) / unit
-        loss = normal_loss(unforeseen, self._log_variance(self.log_unforeseen, step))
-        loss += normal_loss(noise, self._log_variance(self.log_noise, step))
-        return tf.stop_gradient(unit * outputs), loss
+        noise = (1 - 2 * p_j) * mean + 0.5 * seen
+        # the braces of `curved_flip_gradient`
+        error = trapezoid_error(b, neighbour, f_b, f_neighbour, df_db, df_dneighbour) / unit
+        share = at_step(step, self.share(dist))
+        error = sum_event(step) * error - share * (p_j - 0.5) * unforeseen
+        learned = (
+            (unforeseen, self.log_unforeseen),
+            (noise, self.log_noise),
+            (tf.stop_gradient(error), self.log_error),
+        )
+        losses = [normal_loss(e, self._log_variance(variable, step)) for e, variable in learned]
+        return tf.stop_gradient(unit * outputs), tf.add_n(losses)
 
     def _log_variance(self, variable, step) -> tf.Tensor:
         values = 10 * tf.cast(variable, step.dtype)
