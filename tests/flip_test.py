@@ -343,3 +343,21 @@ def test_layers_train_in_every_mode_and_precision(mode, policy):
     model.compile("adam", loss="mse", **mode)
     history = model.fit(np.ones([8, 3], "f"), np.ones([8, 2], "f"), epochs=2, verbose=0).history
     assert all(np.isfinite(values).all() for values in history.values())
+
+
+@pytest.mark.parametrize("name", ["flip", "relaxed_disarm", "midpoint", "arms"])
+def test_saved_models_continue_as_the_original_would(name, tmp_path):
+    inputs = keras.Input([3])
+    b = relax_tf.StochasticBinaryLayer(4, name, (-1, 1), prior="learned", name="b")(inputs)
+    if name != "relaxed_disarm":
+        b = relax_tf.StochasticCategoricalLayer(2, 3, name, name="c")(b)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(b)))
+    model.compile("adam", loss="mse")
+    x, y = np.ones([8, 3], "f"), np.ones([8, 2], "f")
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for each in (model, loaded):
+        each.fit(x, y, epochs=2, shuffle=False, verbose=0)
+    for mine, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
