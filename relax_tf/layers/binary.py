@@ -16,7 +16,8 @@ class StochasticBinaryLayer(StochasticLayer):
     """Binary units: `theta = x W + beta` are logits, `b ~ Bernoulli(sigmoid(theta))`.
 
     Inputs `[batch, ..., features]`, outputs `[batch, ..., units]` in the layer's compute dtype.
-    Trained inside `relax_tf.RelaxModel`; with `concrete` or `straight_through` in any model.
+    Trained inside `relax_tf.RelaxModel`; with `concrete`, `straight_through` or
+    `reinmax` in any model.
 
     Args:
         units: the number of binary units.

@@ -17,7 +17,8 @@ class StochasticCategoricalLayer(StochasticLayer):
 
     Inputs `[batch, ..., features]`, outputs `[batch, ..., num_variables, num_classes]` in the
     layer's compute dtype; put a `keras.layers.Flatten` between it and a `Dense`. Trained inside
-    `relax_tf.RelaxModel`; with `concrete` or `straight_through` in any model.
+    `relax_tf.RelaxModel`; with `concrete`, `straight_through` or
+    `reinmax` in any model.
 
     Args:
         num_variables: the number of independent variables.
