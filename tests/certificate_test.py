@@ -599,3 +599,160 @@ def test_inference_takes_effect_when_it_is_assigned():
     assert (model.predict(X, verbose=0) != model.predict(X, verbose=0)).any()
     with pytest.raises(ValueError, match="inference"):
         model.get_layer("b").inference = "average"
+
+
+# What an adversary found (each was silently biased).
+
+
+@pytest.mark.parametrize("estimator", ["rebar", "relaxed_rebar"])
+def test_hardening_the_relaxed_sample_again(estimator):
+    """Between hard samples the wrong slope of a quadratic cost adds up to the right change."""
+    inputs = keras.Input([3])
+    b = Binary(3, estimator, name="b")(inputs)
+    hard = Apply(lambda x: x + tf.stop_gradient(tf.round(x) - x))(b)
+    model = relax_tf.RelaxModel(inputs, Dense(3)(hard))
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=WRONG_SLOPE):
+        model.check(X, Y)
+
+
+class Penalised(relax_tf.RelaxModel):
+    def __init__(self, estimator, penalty):
+        super().__init__()
+        self.b, self.head, self.penalty = Binary(3, estimator, name="b"), Dense(3), penalty
+
+    def call(self, x):
+        return self.head(self.b(x))
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        return tf.reduce_sum((y_pred - y) ** 2, -1) + self.penalty(latents["b"].sample)
+
+
+VANISHING = {
+    "a detached term": lambda b: tf.stop_gradient(tf.reduce_sum(4 * b * (1 - b), -1)),
+    "a step": lambda b: tf.reduce_sum(tf.where(tf.abs(b - 0.5) < 0.25, 1.0, 0.0), -1),
+}
+
+
+@pytest.mark.parametrize("kind", VANISHING)
+def test_wrong_slopes_of_what_vanishes_at_hard_samples(kind):
+    model = Penalised("rebar", VANISHING[kind])
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=WRONG_SLOPE):
+        model.check(X, Y)
+
+
+def test_coupling_that_vanishes_at_hard_samples():
+    model = Penalised("rebar", lambda b: 8 * tf.reduce_mean(tf.reduce_sum(b * b * (1 - b), -1)))
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X, Y)
+
+
+def test_a_rough_cost_does_not_hide_a_wrong_slope():
+    rough = Apply(lambda x: 0.3 * tf.sin(100 * x) + x + 2 * tf.stop_gradient(x))
+    with pytest.raises(ValueError, match=WRONG_SLOPE):
+        model_of("rebar", rough).check(X, Y)
+
+
+@pytest.mark.parametrize("estimator", ["relax", "rloo"])
+@pytest.mark.parametrize("seed", range(4))
+def test_coupling_between_two_layers_shows_in_theta(estimator, seed):
+    """The cost moves only where a unit above crosses its threshold, in a few batches."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input([3])
+    lower = keras.layers.BatchNormalization()(Binary(1, estimator, (-1, 1), name="lower")(inputs))
+    model = relax_tf.RelaxModel(inputs, Dense(3)(Binary(1, estimator, (-1, 1))(lower)))
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=f"{COUPLED}.*'lower'"):
+        model.check(X[:4], Y[:4])
+
+
+def test_one_large_cost_does_not_hide_coupling_in_the_others():
+    model = model_of("rloo", Apply(lambda x: x + tf.reduce_mean(x, 0)))
+    y = Y[:4].copy()
+    y[0] = 1e4
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X[:4], y)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_gate_that_is_still_shut(trainable):
+    class Gate(keras.layers.Layer):
+        def build(self, shape):
+            small = keras.initializers.Constant(1e-6)
+            self.gate = self.add_weight(shape=(), initializer=small, trainable=trainable)
+
+        def call(self, x):
+            return x + self.gate * tf.reduce_mean(x, 0)
+
+    gate = Gate()
+    model = model_of("rloo", gate)
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X, Y)
+    assert float(gate.gate) == np.float32(1e-6)
+
+
+def test_masks_are_not_folded_whatever_the_first_batch_shows():
+    inputs = keras.Input([3])
+    hidden = keras.layers.Dropout(0.5)(inputs)
+    b = Binary(4, relax_tf.estimators.Rloo(num_samples=4))(hidden)
+    model = relax_tf.RelaxModel(inputs, Dense(3)(keras.layers.Concatenate()([b, hidden])))
+    model.compile("sgd", loss="mse")
+    model.check(np.zeros([4, 3], "f"), Y[:4])
+    assert not model._rows_are_alike
+
+
+def test_layers_that_share_state_in_python_are_all_downstream():
+    kept = []
+    inputs = keras.Input([3])
+    a = Binary(3, "rloo", name="a")(inputs)
+    pushed = Apply(lambda x: (kept.append(x), x)[1])(a)
+    for _ in range(3):  # so that Keras runs this branch first
+        pushed = keras.layers.Identity()(pushed)
+    popped = Apply(lambda x: x + kept[-1])(inputs)
+    b = Binary(3, "rloo", name="b")(popped)
+    a = pushed
+    model = relax_tf.RelaxModel(inputs, Dense(3)(keras.layers.Add()([a, b])))
+    model.compile("sgd", loss="mse")
+    model.check(X, Y)
+    assert not model._graph_tells
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (1, 4), (3, 6)])
+def test_any_two_examples_are_told_apart(pair):
+    first, second = pair
+    chosen = tf.one_hot(first, 8)[:, tf.newaxis]
+    model = model_of("relax", Apply(lambda x: x + chosen * x[second]))
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X[:8], Y[:8])
+
+
+def test_a_batch_that_cannot_tell_is_not_the_last_word():
+    model = model_of("relax", keras.layers.BatchNormalization())
+    with pytest.raises(ValueError, match="this batch cannot tell"):
+        model.check(X[:1], Y[:1])
+    weights = np.ones(12, "f")
+    weights[:4] = 0
+    with pytest.raises(ValueError, match=COUPLED):
+        model.fit(X, Y, sample_weight=weights, batch_size=4, shuffle=False, verbose=0)
+
+
+def test_a_stochastic_layer_inside_recompute_grad_is_refused():
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.b = Binary(3, "relax", name="b")
+            self.function = tf.recompute_grad(lambda x: self.b(x))
+
+        def build(self, shape):
+            self.b.build(shape)
+
+        def call(self, x):
+            return self.function(x)
+
+    inputs = keras.Input([3])
+    model = relax_tf.RelaxModel(inputs, Block()(inputs))
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match="recompute_grad"):
+        model.fit(X, Y, verbose=0)

@@ -183,9 +183,9 @@ class StochasticLayer(keras.layers.Layer):
         )
         return tf.cast(sample, self.compute_dtype)
 
-    def compute_output_spec(self, inputs, training=None, mask=None, context=None):
-        self._refuse_sparse(inputs, context)
-        return super().compute_output_spec(inputs, training=training, mask=mask, context=context)
+    def compute_output_spec(self, inputs, *args, **kwargs):
+        self._refuse_sparse(inputs, kwargs.get("context"))
+        return super().compute_output_spec(inputs, *args, **kwargs)
 
     def _refuse_sparse(self, inputs: Any, context: Any) -> None:
         refuse_sparse(inputs, f"the input of layer {self.name!r}")

@@ -68,6 +68,10 @@ class Call(NamedTuple):
     context: tf.Tensor
 
     @property
+    def theta(self) -> Any:
+        return self.dist.theta
+
+    @property
     def draw(self) -> Draw:
         return Draw(self.sample, self.z)
 
@@ -112,7 +116,8 @@ class Pass:
         if any(call.layer is not layer for call in before):
             raise ValueError(
                 f"two stochastic layers of one model are both named {layer.name!r}. "
-                "Give each its own `name`."
+                "Give each its own `name`, or leave `name` unset where Keras copies a layer "
+                "(keras.layers.Bidirectional)."
             )
         return f"{layer.name}:{len(before)}" if before else layer.name
 

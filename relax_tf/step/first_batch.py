@@ -11,7 +11,7 @@ import tensorflow as tf
 
 def shown_first_batch(
     train_function: Callable,
-    look: Callable[[Any], None],
+    look: Callable[[Any], bool],
     steps: int,
     strategy: tf.distribute.Strategy,
 ) -> Callable:
@@ -20,19 +20,19 @@ def shown_first_batch(
     Args:
         train_function: what `make_train_function` made, from an iterator to logs. One call of it
             takes up to `steps` batches.
-        look: is called once with the batch of (one replica of) the first call.
+        look: is called with the first batch (of one replica) of a call, until it returns true, but
+            not in more than three calls.
         steps: the model's `steps_per_execution`.
         strategy: the model's.
     """
-    seen = False
+    looks = 3
 
     @functools.wraps(train_function)
     def function(iterator):
-        nonlocal seen
-        if not seen:
+        nonlocal looks
+        if looks:
             batch = next(iterator)
-            look(_of_one_replica(batch, strategy))
-            seen = True
+            looks = 0 if look(_of_one_replica(batch, strategy)) else looks - 1
             iterator = _put_back(batch, iterator, steps)
         return train_function(iterator)
 

@@ -64,6 +64,12 @@ class TrainingPass(Pass):
                 "`unroll=True` (keras.layers.RNN), a loop or an `if` in Python, or take the "
                 "tf.function away: Keras compiles the whole step."
             )
+        if not _gradients_are_recorded():
+            raise ValueError(
+                f"layer {layer.name!r} was called inside tf.recompute_grad, keras.remat or a "
+                "RematScope, which would call it again, with another sample, to compute gradients. "
+                "Take it out of there."
+            )
         eps = dist.noise(self._seeds.next(layer))
         draw = dist.from_noise(eps)
         if self._tape is not None and not layer.estimator.needs_cost:
@@ -90,14 +96,16 @@ State = list[tuple[keras.Variable, tf.Tensor]]
 class Outcome(NamedTuple):
     """What a training pass yields.
 
-    The model's output, the cost of each example `[batch]`, the scalar `add_loss` terms, and the
-    values that variables had before, through which no gradient reaches the model.
+    The model's output, the cost of each example `[batch]`, the scalar `add_loss` terms, the values
+    that variables had before, through which no gradient reaches the model, and whether other than
+    stochastic layers drew random numbers.
     """
 
     y_pred: Any
     f_b: tf.Tensor
     added: list[tf.Tensor]
     state: State
+    draws_masks: bool
 
 
 class LiveScope(keras.StatelessScope):
@@ -137,7 +145,12 @@ def run_hard(model: Any, hard: TrainingPass, batch: Batch) -> Outcome:
     known = {id(variable) for variable, _ in tracked}
     state = [*tracked, *((v, value) for v, value in scope.before if id(v) not in known)]
     state = [(variable, tf.stop_gradient(value)) for variable, value in state]
-    return Outcome(y_pred, f_b, scope.losses, state)
+    own = {id(layer.seed_generator.state) for layer in model._stochastic_layers()}
+    draws_masks = any(
+        not tf.as_dtype(variable.dtype).is_floating and id(variable) not in own
+        for variable, _ in scope.before
+    )
+    return Outcome(y_pred, f_b, scope.losses, state, draws_masks)
 
 
 def run_with_cost(model: Any, a_pass: Pass, batch: Batch) -> tuple[Any, tf.Tensor]:
@@ -183,6 +196,14 @@ def ensure_built(model: Any, x: Any) -> None:
     if not all(layer.built for layer in model._flatten_layers()):
         with _BuildingPass():
             model(keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
+
+
+def _gradients_are_recorded() -> bool:
+    with tf.GradientTape() as tape:
+        one = tf.ones([])
+        tape.watch(one)
+        two = one + one
+    return tape.gradient(two, one) is not None
 
 
 def _current_graph() -> tf.Graph | None:

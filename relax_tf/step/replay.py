@@ -95,7 +95,7 @@ class Replays:
         self._model = model
         self._batch = batch
         self._calls = list(hard.calls)
-        self._state = outcome.state
+        self._state, self._f_b = outcome.state, outcome.f_b
 
     def cost(self, index: int, emits: str | None = None) -> Cost:
         """The cost as a function of the sample of call number `index`.
@@ -127,12 +127,45 @@ class Replays:
 
     def unchanged(self, copies: int) -> tuple[tf.Tensor, keras.StatelessScope]:
         """The cost with all samples as they were, and the state that the replay would leave."""
-        return self._run(len(self._calls), None, "hard", copies)
+        f_b, scope, _ = self._run(len(self._calls), None, "hard", copies)
+        return f_b, scope
 
-    def _run(self, index, sample, emits, copies):
+    def prunes(self, index: int) -> bool:
+        """Whether some later call is left alone since the graph shows that it does not depend."""
+        later = self._calls[index + 1 :]
+        return not all(self._is_downstream(index, call) for call in later)
+
+    def recorded(self) -> list[tf.Tensor]:
+        """What `rows` would be of a replay at the drawn sample of each call, by the hard pass."""
+        return [_rows(self._f_b, self._calls[index + 1 :]) for index in range(len(self._calls))]
+
+    def rows(
+        self,
+        index: int,
+        sample: tf.Tensor,
+        emits: str = "hard",
+        prune: bool = True,
+        slopes: bool = False,
+    ) -> tf.Tensor:
+        """All that a replay shows of each example, `[batch, numbers]`, in float64.
+
+        The cost, theta and KL of the later calls, and with `slopes` the cost's derivative in the
+        sample.
+        """
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sample)
+            f_b, _, calls = self._run(index, sample, emits, 1, prune)
+        rows = _rows(f_b, calls[index + 1 :])
+        slope = tape.gradient(f_b, sample) if slopes else None
+        return rows if slope is None else tf.concat([rows, _row(slope)], -1)
+
+    def _is_downstream(self, index: int, later: Call) -> bool:
+        on = self._calls[index].layer
+        return not self._model._graph_tells or may_depend(self._model, self._calls, later.layer, on)
+
+    def _run(self, index, sample, emits, copies, prune=True):
         def is_downstream(later: Call) -> bool:
-            on = self._calls[index].layer
-            return may_depend(self._model, self._calls, later.layer, on)
+            return not prune or self._is_downstream(index, later)
 
         replay = Replay(self._calls, index, sample, emits, is_downstream, copies)
         with keras.StatelessScope(self._state, collect_losses=True) as scope:
@@ -142,4 +175,16 @@ class Replays:
                 "a RelaxModel must call its stochastic layers in the same order in every pass; a "
                 f"replay made {len(replay.calls)} of the {len(self._calls)} calls."
             )
-        return f_b, scope
+        return f_b, scope, replay.calls
+
+
+def _rows(f_b: tf.Tensor, calls: list[Call]) -> tf.Tensor:
+    values = [f_b]
+    for call in calls:
+        values += [*tf.nest.flatten(call.theta), *([] if call.kl is None else [call.kl])]
+    return tf.concat([_row(value) for value in values], -1)
+
+
+def _row(value: tf.Tensor) -> tf.Tensor:
+    """`[batch, ...]` as `[batch, numbers]`."""
+    return tf.reshape(tf.cast(value, tf.float64), [tf.shape(value)[0], -1])

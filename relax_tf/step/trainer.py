@@ -34,6 +34,8 @@ class RelaxTrainer:
     certify = True
     # Whether several passes of a batch may be one of a longer batch; `check` finds out.
     _rows_are_alike = False
+    # Whether the graph of a functional model says what depends on what; `check` finds out.
+    _graph_tells = True
 
     # The cost.
 
@@ -124,12 +126,12 @@ class RelaxTrainer:
         step, and leaves variables, seeds and metrics as they were.
 
         Args:
-            x, y, sample_weight: one batch, as `fit` would pass it. Of a single example (b) cannot
-                be measured.
+            x, y, sample_weight: one batch, as `fit` would pass it, of at least two examples whose
+                costs are finite and not all zero.
 
         Raises:
-            ValueError: if one of the three does not hold. It names the property, the layer, the
-                numbers, likely causes and what to do.
+            ValueError: if one of the three does not hold; it names the property, the layer, the
+                numbers, likely causes and what to do. If the batch cannot tell.
 
         Example:
 
@@ -144,7 +146,11 @@ class RelaxTrainer:
         ValueError: RelaxModel ... couples the examples of a batch: ...
         """
         self._check_model()
-        certify(self, _tensors(x, y, sample_weight))
+        if not certify(self, _tensors(x, y, sample_weight)):
+            raise ValueError(
+                "this batch cannot tell: pass at least two examples, whose costs are finite and "
+                "not all zero."
+            )
 
     def _check_model(self) -> None:
         self._refuse_compute_loss()
@@ -186,9 +192,12 @@ class RelaxTrainer:
             )
         return self.train_function
 
-    def _certify(self, data: Any) -> None:
-        if self.certify:
-            self.check(*keras.utils.unpack_x_y_sample_weight(data))
+    def _certify(self, data: Any) -> bool:
+        """Certifies the model on a batch; returns whether the batch could tell."""
+        if not self.certify:
+            return True
+        self._check_model()
+        return certify(self, _tensors(*keras.utils.unpack_x_y_sample_weight(data)))
 
     def make_test_function(self, force=False):
         check_strategy(self)

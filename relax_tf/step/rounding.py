@@ -1,0 +1,47 @@
+"""Numbers of measurements, and how far rounding explains them."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+ROUNDING = 64  # roundings of a value that do not count
+_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+
+
+def epsilon(dtype: Any) -> float:
+    """Of rounding to 1, for a floating dtype."""
+    return _EPSILON.get(tf.as_dtype(dtype).name, 0.0)
+
+
+def coarsest_epsilon(model: keras.Model) -> float:
+    """Of the dtypes that the model's layers compute in."""
+    return max(epsilon(layer.compute_dtype) for layer in model._flatten_layers())
+
+
+def size(f: np.ndarray) -> float:
+    return float(np.abs(f[np.isfinite(f)]).max(initial=0))
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`|a - b|`; of two numbers that are both not finite 0, of one that is not, infinity."""
+    finite = np.isfinite(a) & np.isfinite(b)
+    with np.errstate(invalid="ignore"):
+        distance = np.where(finite, np.abs(a - b), 0.0)
+    return np.where(np.isfinite(a) != np.isfinite(b), np.inf, distance)
+
+
+def relative_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The difference in units of each number's own size, `[n, m]`: no outlier excuses the others.
+
+    Numbers far below their column's median are measured by that.
+    """
+    sizes = np.where(np.isfinite(b), np.abs(b), 0.0)
+    scale = sizes + 1e-3 * np.median(sizes, 0)
+    distance = difference(a, b)
+    return np.divide(distance, scale, out=np.where(distance > 0, np.inf, 0.0), where=scale > 0)
