@@ -130,6 +130,14 @@ class Distribution:
         """
         return self.from_noise(self.noise(seed, sample_shape))
 
+    def mean(self) -> tf.Tensor:
+        """`E[b]`, shape `[batch, *event]`."""
+        raise NotImplementedError
+
+    def mode(self) -> tf.Tensor:
+        """The most probable sample, shape `[batch, *event]`."""
+        raise NotImplementedError
+
     def enumerate(self) -> tf.Tensor:
         """All samples of one event, `[samples, *event]`, where there are finitely many."""
         raise ValueError(f"the samples of {type(self).__name__} cannot be enumerated.")

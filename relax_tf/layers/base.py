@@ -11,7 +11,7 @@ from relax_tf import estimators
 from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.estimate import batch_mean
-from relax_tf.layers.passes import active_pass
+from relax_tf.layers.passes import active_pass, without_chance
 from relax_tf.validation import boolean, one_of, refuse_sparse
 
 # The settings of `x W + beta`, with their defaults.
@@ -35,7 +35,8 @@ class StochasticLayer(keras.layers.Layer):
         prior: None, the name of the class's fixed prior, or `"learned"`; with a prior the layer
             adds its KL to the cost.
         kl: `"analytic"`, or `"sampled"` for the log-ratio at the sample, as in the paper.
-        inference: `"sample"` or `"mean"`: what the layer emits outside training.
+        inference: `"sample"`, `"mean"` or `"mode"`: what the layer emits outside training; an
+            attribute that may be assigned at any time.
         use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: as
             in `keras.layers.Dense`; not to be given if `num_outputs` is None.
         seed: an integer for the layer's noise; by default Keras's own choice, which
@@ -126,12 +127,20 @@ class StochasticLayer(keras.layers.Layer):
 
     @property
     def inference(self) -> str:
-        """What the layer emits outside training."""
+        """What the layer emits outside training; a RelaxModel heeds an assignment from then on.
+
+        `"sample"`: a hard sample, so that the loss of `evaluate` estimates the expected cost that
+        training minimises. `"mode"`: the most probable hard sample; the loss is the cost of that
+        one sample, what a deployed model without chance would incur. `"mean"`: `E[b]`, as a rule
+        not a value that `b` can have; the loss is the cost at the mean, which is neither the
+        expected cost nor a bound of it unless the cost is linear. A KL that is `"analytic"` is the
+        same under all three; a `"sampled"` one is taken at what is emitted.
+        """
         return self._inference
 
     @inference.setter
     def inference(self, value: str) -> None:
-        self._inference = one_of(value, ["sample", "mean"], "inference")
+        self._inference = one_of(value, ["sample", "mean", "mode"], "inference")
 
     @property
     def kernel(self) -> keras.Variable | None:
@@ -275,7 +284,9 @@ class StochasticLayer(keras.layers.Layer):
 
     def _sample_without_pass(self, dist: Distribution, training: bool | None) -> tf.Tensor:
         if not training:
-            return dist.mean() if self.inference == "mean" else dist.draw(self._seed_alone()).b
+            if self.inference != "sample":
+                return without_chance(dist, self.inference)
+            return dist.draw(self._seed_alone()).b
         if self.estimator.needs_cost:
             raise ValueError(
                 f"layer {self.name!r} was called with training=True outside of a training step "

@@ -29,7 +29,8 @@ class StochasticBinaryLayer(StochasticLayer):
             with trainable logits that start at 0. With a prior the layer's KL, in nats, joins
             the cost of each example.
         kl: `"analytic"` or `"sampled"` (`log p(b|theta) - log prior(b)` at the sample).
-        inference: what to emit outside training, `"sample"` or `"mean"`.
+        inference: what to emit outside training, `"sample"`, `"mean"` (`E[b]`) or `"mode"` (the
+            most probable value of each unit); may be assigned later. See the property.
         use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: as
             in `keras.layers.Dense`; not with `units=None`.
         seed: an integer for the layer's noise.

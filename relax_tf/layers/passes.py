@@ -54,9 +54,9 @@ class Latents(dict):
 class Call(NamedTuple):
     """The record of one call of a stochastic layer.
 
-    `eps` is the noise of `z` (both None for a mean in evaluation; in replays they may be those of
-    the hard pass), `context` what the control variate sees, and `in_cost` says whether the cost
-    made the call, rather than the model.
+    `eps` is the noise of `z` (both None for a mean or mode in evaluation; in replays they may be
+    those of the hard pass), `context` what the control variate sees, and `in_cost` says whether
+    the cost made the call, rather than the model.
     """
 
     name: str
@@ -124,15 +124,20 @@ class Pass:
 
 
 class EvaluationPass(Pass):
-    """Hard samples, or means where a layer was built with `inference="mean"`."""
+    """Hard samples; means or modes where a layer's `inference` says so."""
 
     def _choose(self, index, layer, dist):
-        if layer.inference == "mean":
-            return None, None, dist.mean()
+        if layer.inference != "sample":
+            return None, None, without_chance(dist, layer.inference)
         # The call's number keeps layers apart that were given the same seed.
         eps = dist.noise(fold_in(layer.next_seed(), index))
         draw = dist.from_noise(eps)
         return eps, draw.z, draw.b
+
+
+def without_chance(dist: Distribution, inference: str) -> tf.Tensor:
+    """What a layer emits under `inference="mean"` or `"mode"`."""
+    return dist.mean() if inference == "mean" else dist.mode()
 
 
 def active_pass() -> Pass | None:
