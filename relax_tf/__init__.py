@@ -13,6 +13,7 @@ from relax_tf import (  # noqa: E402
     policy_gradients,
 )
 from relax_tf.layers import (  # noqa: E402
+    Parameters,
     StochasticBinaryLayer,
     StochasticCategoricalLayer,
     StochasticNormalLayer,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ModelEstimate",
+    "Parameters",
     "RelaxModel",
     "RelaxOptimizer",
     "StochasticBinaryLayer",

@@ -22,6 +22,7 @@ from relax_tf.step.finite import warn_if_not_finite, zero_unless
 from relax_tf.step.first_batch import shown_first_batch
 from relax_tf.step.foreign_seeds import load_seeds, save_seeds
 from relax_tf.step.hard_pass import Batch, LiveScope, ensure_built, penalties, run
+from relax_tf.step.no_data import no_data
 from relax_tf.step.sharing import refuse_shared_layers
 from relax_tf.step.strategies import check_strategy
 
@@ -163,11 +164,12 @@ class RelaxTrainer:
     # Keras's steps.
 
     @functools.wraps(keras.Model.fit)
-    def fit(self, x=None, *args, **kwargs):
+    def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
         check_strategy(self)
         if x is None:
-            raise ValueError("`fit` needs data: `x`, a dataset or a generator. Received: x=None")
-        return super().fit(x, *args, **kwargs)
+            x = no_data(self, batch_size, kwargs.get("steps_per_epoch"))
+            batch_size, kwargs["shuffle"] = None, False
+        return super().fit(x, y, batch_size, *args, **kwargs)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
