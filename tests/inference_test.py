@@ -86,3 +86,81 @@ def test_kl_where_the_mode_is_emitted():
     dist = layer.distribution(x)
     at_mode = dist.log_prob(dist.mode()) + 3 * np.log(2)
     np.testing.assert_allclose(model.evaluate(x, verbose=0), np.mean(at_mode), rtol=1e-5)
+
+
+# Means as outputs.
+
+
+def with_probabilities(estimator="relaxed_rebar"):
+    """x -> b1 -> b2, and the means of both, of which the second reaches the output."""
+    inputs = keras.Input([3])
+    b1 = BINARY(2, estimator, (-1, 1), prior="learned", name="b1")
+    b2 = BINARY(2, estimator, name="b2")
+    first = b1(inputs)
+    hidden = keras.layers.Concatenate()([first, b2(first), b2.mean(first)])
+    outputs = {"y": keras.layers.Dense(2)(hidden), "p": b1.mean(inputs)}
+    return relax_tf.RelaxModel(inputs, outputs)
+
+
+@pytest.mark.parametrize("cls", SIZES)
+def test_means_of_tensors_and_symbols(cls):
+    layer = cls(*SIZES[cls], prior="learned")
+    inputs = keras.Input([3])
+    layer(inputs)
+    symbol = layer.mean(inputs)
+    assert symbol.shape == (None, *SIZES[cls])
+    x = tf.constant(data()[0])
+    expected = layer.distribution(x).mean()
+    np.testing.assert_array_equal(layer.mean(x), expected)
+    model = keras.Model(inputs, symbol)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+    assert model.losses == []  # no KL
+
+
+def test_a_mean_is_no_call_of_the_layer_and_gradients_are_exact():
+    model = with_probabilities()
+    model.compile("sgd", loss={"y": "mse"})
+    shake(model.trainable_variables, 0.7)
+    x, y = data(2)
+    x, y, _ = tiled(x, y, 100)
+    assert set(model.estimate(x, {"y": y}).estimates) == {"b1", "b2"}
+    assert worst_z(model, (x, {"y": y}, None)) < 4.5
+
+
+def test_a_mean_leaves_parallel_samples_alone_in_replays():
+    """Two branches, each with its mean: relaxing one must not recompute the other."""
+    inputs = keras.Input([3])
+    first, second = (BINARY(4, "rebar", name=name) for name in "ab")
+    parts = [first(inputs), second(inputs), first.mean(inputs), second.mean(inputs)]
+    model = relax_tf.RelaxModel(inputs, keras.layers.Concatenate()(parts))
+    emitted = []
+    model.compile("sgd", loss=lambda y, p: (emitted.append(p[:, :8]), keras.ops.sum(p, -1))[1])
+    model.estimate(tf.ones([2, 3]), tf.ones([2, 1]))
+    emitted.clear()  # the first time Keras builds the loss by a call
+    model.estimate(tf.ones([2, 3]), tf.ones([2, 1]))
+    hard, *replays = [p.numpy() for p in emitted]
+    assert len(replays) == 2
+    for p in replays:
+        changed = [(p[:, k : k + 4] != hard[:, k : k + 4]).any() for k in (0, 4)]
+        assert sorted(changed) == [False, True]
+
+
+@pytest.mark.parametrize("copied", ["file", "clone", "config"])
+def test_models_with_means_save_load_and_clone(copied, tmp_path):
+    model = with_probabilities()
+    model.compile("adam", loss={"y": "mse"})
+    x, y = data()
+    model.fit(x, {"y": y}, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = {
+        "file": lambda: keras.models.load_model(tmp_path / "model.keras"),
+        "clone": lambda: keras.models.clone_model(model),
+        "config": lambda: type(model).from_config(model.get_config()),
+    }[copied]()
+    again.set_weights(model.get_weights())
+    np.testing.assert_array_equal(
+        again.predict(x, verbose=0)["p"], model.predict(x, verbose=0)["p"]
+    )
+    assert len(again.layers) == len(model.layers)
+    again.compile("adam", loss={"y": "mse"})
+    assert np.isfinite(again.fit(x, {"y": y}, verbose=0).history["loss"]).all()

@@ -235,14 +235,38 @@ class StochasticLayer(keras.layers.Layer):
 
     # What a pass asks.
 
-    def call(self, inputs, training=None, mask=None, context=None):
-        """A sample of `p(b|theta)`, theta computed from `inputs`.
+    def mean(self, inputs: Any) -> Any:
+        """`E[b]` given the inputs, in place of a sample: probabilities as an output of a model.
+
+        It is no sample: no estimator takes part, no KL is added, and gradients flow through it as
+        through any other operation. If the layer has a `context`, call it before its `mean`.
+
+        Args:
+            inputs: as of the layer itself: tensors, or symbols of a functional model.
+
+        Returns:
+            The shape and dtype of a sample. In the support: of `(-1, 1)` a number between the two.
+
+        Example:
+
+        >>> inputs = keras.Input([5])
+        >>> layer = relax_tf.StochasticBinaryLayer(3)
+        >>> outputs = keras.layers.Dense(2)(layer(inputs))
+        >>> model = relax_tf.RelaxModel(inputs, {"y": outputs, "probabilities": layer.mean(inputs)})
+        >>> model.compile("adam", loss={"y": "mse"})
+        """
+        return self(inputs, output="mean")
+
+    def call(self, inputs, training=None, mask=None, context=None, output="sample"):
+        """A sample of `p(b|theta)`, theta computed from `inputs`; with `output="mean"` its mean.
 
         `context` is what the control variate sees besides z, `[batch, ...]`, by default the
         inputs. It may hold whatever is known before this sample is drawn, such as the data and
         samples upstream; what depends on the sample would bias the estimate.
         """
         self._refuse_sparse(inputs, context)
+        if output == "mean":
+            return tf.cast(self.distribution(inputs).mean(), self.compute_dtype)
         if mask is None and context is not None:  # Keras fills in the masks of a sole argument
             mask = [getattr(t, "_keras_mask", None) for t in keras.tree.flatten(inputs)]
         if self.compute_mask(inputs, mask) is not None and self.prior is not None:
@@ -261,7 +285,7 @@ class StochasticLayer(keras.layers.Layer):
         )
         return tf.cast(sample, self.compute_dtype)
 
-    def compute_output_spec(self, inputs, training=None, mask=None, context=None):
+    def compute_output_spec(self, inputs, training=None, mask=None, context=None, output="sample"):
         self._refuse_sparse(inputs, context)
         return super().compute_output_spec(inputs, training=training, mask=mask, context=context)
 
