@@ -115,6 +115,13 @@ def test_means_of_tensors_and_symbols(cls):
     model = keras.Model(inputs, symbol)
     np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
     assert model.losses == []  # no KL
+    gradients = []
+    for mean in (layer.mean, lambda x: layer.distribution(x).mean()):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(mean(x) ** 2)
+        gradients.append(tape.gradient(total, layer.kernel.value))
+    np.testing.assert_allclose(*gradients, rtol=1e-6)
+    assert np.abs(gradients[0]).max() > 0
 
 
 def test_a_mean_is_no_call_of_the_layer_and_gradients_are_exact():

@@ -192,7 +192,7 @@ class StochasticLayer(keras.layers.Layer):
         shape = tuple(self.compute_output_shape(inputs_shape))
         if self.dense is None:
             self._check_theta_shape(inputs_shape, shape)
-        else:
+        elif not self.dense.built:  # `for_inference` shares one
             self.dense.build(inputs_shape)
         if self.prior is not None:
             self.build_prior(shape[-self.unit_rank :])
@@ -232,6 +232,18 @@ class StochasticLayer(keras.layers.Layer):
             self.estimator.build(tuple(theta_shape), tuple(context_shape))
         if self.estimator.trainable_variables:
             self.tracked.add("control_variate_norm")
+
+    def for_inference(self, inference: str) -> "StochasticLayer":
+        """A layer with the same W and beta that emits samples, means or modes, and learns nothing.
+
+        It has no control variate, no prior and a generator of its own.
+        """
+        settings = {"estimator": "reinforce", "prior": None, "inference": inference}
+        layer = type(self).from_config({**self.get_config(), **settings})
+        if self.dense is not None:
+            layer._tracker.untrack(layer.dense)
+            layer.dense = self.dense
+        return layer
 
     # What a pass asks.
 

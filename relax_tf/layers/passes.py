@@ -124,11 +124,20 @@ class Pass:
 
 
 class EvaluationPass(Pass):
-    """Hard samples; means or modes where a layer's `inference` says so."""
+    """Hard samples; means or modes where a layer's `inference` says so.
+
+    Args:
+        inference: what all layers emit, in place of what each says.
+    """
+
+    def __init__(self, inference: str | None = None):
+        super().__init__()
+        self._inference = inference
 
     def _choose(self, index, layer, dist):
-        if layer.inference != "sample":
-            return None, None, without_chance(dist, layer.inference)
+        inference = self._inference or layer.inference
+        if inference != "sample":
+            return None, None, without_chance(dist, inference)
         # The call's number keeps layers apart that were given the same seed.
         eps = dist.noise(fold_in(layer.next_seed(), index))
         draw = dist.from_noise(eps)

@@ -26,7 +26,7 @@ def may_depend(model: keras.Model, calls: Sequence[Call], later: Any, on: Any) -
         calls: of the hard pass.
         later, on: stochastic layers.
     """
-    if not _is_called_by_its_graph(model):
+    if not is_called_by_its_graph(model):
         return True
     nodes = [node for depth in _depths(model) for node in model._nodes_by_depth[depth]]
     for layer in (later, on):
@@ -50,7 +50,7 @@ def _draws(node: Any, layer: Any) -> bool:
     return node.operation is layer and node.arguments.kwargs.get("output") != "mean"
 
 
-def _is_called_by_its_graph(model: keras.Model) -> bool:
+def is_called_by_its_graph(model: keras.Model) -> bool:
     return (
         isinstance(model, Functional)
         and getattr(model.call, "__func__", None) is Functional.call
