@@ -25,6 +25,7 @@ from relax_tf.step.hard_pass import Batch, LiveScope, ensure_built, penalties, r
 from relax_tf.step.no_data import no_data
 from relax_tf.step.sharing import refuse_shared_layers
 from relax_tf.step.strategies import check_strategy
+from relax_tf.validation import positive_integer
 
 
 class RelaxTrainer:
@@ -35,6 +36,25 @@ class RelaxTrainer:
     certify = True
     # Whether several passes of a batch may be one of a longer batch; `check` finds out.
     _rows_are_alike = False
+    _evaluation_samples = 1
+
+    @property
+    def evaluation_samples(self) -> int:
+        """How many samples of each example `evaluate`, validation and `predict` draw, by default 1.
+
+        The loss is the mean over the samples' costs, an estimate of the same expectation with less
+        variance. Predictions, and what compiled metrics see, are the mean over the samples'
+        predictions (of outputs that are not floating point the first one's). May be assigned at any
+        time, and takes effect in the next evaluation.
+
+        Raises:
+            TypeError, ValueError: on assignment of what is no positive integer.
+        """
+        return self._evaluation_samples
+
+    @evaluation_samples.setter
+    def evaluation_samples(self, value: int) -> None:
+        self._evaluation_samples = positive_integer(value, "evaluation_samples")
 
     # The cost.
 
@@ -191,20 +211,20 @@ class RelaxTrainer:
 
     def make_test_function(self, force=False):
         check_strategy(self)
-        return super().make_test_function(force or self._inference_has_changed("test"))
+        return super().make_test_function(force or self._evaluation_has_changed("test"))
 
     def make_predict_function(self, force=False):
-        return super().make_predict_function(force or self._inference_has_changed("predict"))
+        return super().make_predict_function(force or self._evaluation_has_changed("predict"))
 
-    def _inference_has_changed(self, function: str) -> bool:
-        """Whether layers emit something else than when Keras traced this function."""
-        now = [layer.inference for layer in self._stochastic_layers()]
-        before = self._traced_inference.get(function, now)
-        self._traced_inference[function] = now
+    def _evaluation_has_changed(self, function: str) -> bool:
+        """Whether layers emit something else, or more, than when Keras traced this function."""
+        now = [self.evaluation_samples, *(layer.inference for layer in self._stochastic_layers())]
+        before = self._traced_evaluation.get(function, now)
+        self._traced_evaluation[function] = now
         return now != before
 
     @functools.cached_property
-    def _traced_inference(self) -> dict[str, list[str]]:
+    def _traced_evaluation(self) -> dict[str, list[Any]]:
         return {}
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -279,6 +299,17 @@ class RelaxTrainer:
         self._refuse_compute_loss()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         ensure_built(self, x)
+        predictions = []
+        for _ in range(self.evaluation_samples):
+            y_pred, loss = self._evaluate_once(x, y, sample_weight)
+            self._track_loss(x, y, y_pred, sample_weight, loss)
+            predictions.append(y_pred)
+        y_pred = _mean_prediction(predictions)
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return {k: v for k, v in logs.items() if k not in self._training_only()}
+
+    def _evaluate_once(self, x, y, sample_weight) -> tuple[Any, tf.Tensor]:
+        """The output and the loss, a scalar, with one sample of each layer."""
         evaluation = EvaluationPass()
         with LiveScope() as scope:
             y_pred = run(self, evaluation, x, training=False)
@@ -286,14 +317,14 @@ class RelaxTrainer:
                 latents = evaluation.latents
                 cost = self.compute_cost(x, y, y_pred, latents, sample_weight=sample_weight)
         added = [*scope.losses, *penalties(self, of_control_variates=False)]
-        self._track_loss(x, y, y_pred, sample_weight, summed(batch_mean(cost), added))
-        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return {k: v for k, v in logs.items() if k not in self._training_only()}
+        return y_pred, summed(batch_mean(cost), added)
 
     def predict_step(self, data):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         ensure_built(self, x)
-        return run(self, EvaluationPass(), x, training=False)
+        return _mean_prediction(
+            [run(self, EvaluationPass(), x, training=False) for _ in range(self.evaluation_samples)]
+        )
 
     def get_metrics_result(self) -> dict[str, Any]:
         results = super().get_metrics_result()
@@ -357,6 +388,21 @@ def _tensors(x: Any, y: Any, sample_weight: Any) -> Batch:
         lambda v: v if v is None or tf.is_tensor(v) else tf.convert_to_tensor(v),
         Batch(x, y, sample_weight),
     )
+
+
+def _mean_prediction(predictions: list[Any]) -> Any:
+    """The mean of several predictions of one structure; the first where they are no floats."""
+
+    def mean(first, *others):
+        if not others or not first.dtype.is_floating:
+            return first
+        total = tf.add_n([tf.cast(t, tf.float64) for t in (first, *others)])
+        result = tf.cast(total / (1 + len(others)), first.dtype)
+        if getattr(first, "_keras_mask", None) is not None:
+            result._keras_mask = first._keras_mask
+        return result
+
+    return keras.tree.map_structure(mean, *predictions)
 
 
 def _global_norm(gradients: list[tf.Tensor]) -> tf.Tensor:
