@@ -18,6 +18,7 @@ from relax_tf.layers import (  # noqa: E402
     StochasticCategoricalLayer,
     StochasticNormalLayer,
 )
+from relax_tf.layers.passes import Latent  # noqa: E402
 from relax_tf.models import RelaxModel  # noqa: E402
 from relax_tf.optimizers import RelaxOptimizer  # noqa: E402
 from relax_tf.step.estimation import ModelEstimate  # noqa: E402
@@ -25,6 +26,7 @@ from relax_tf.step.estimation import ModelEstimate  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "Latent",
     "ModelEstimate",
     "Parameters",
     "RelaxModel",

@@ -30,6 +30,7 @@ def test_docstring_examples_run(name):
     [
         relax_tf.RelaxModel,
         relax_tf.RelaxOptimizer,
+        relax_tf.Latent,
         relax_tf.StochasticBinaryLayer,
         relax_tf.StochasticCategoricalLayer,
         relax_tf.StochasticNormalLayer,

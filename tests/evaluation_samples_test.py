@@ -93,3 +93,20 @@ def test_other_numbers_are_refused(value, error):
     with pytest.raises(error, match=r"`evaluation_samples` must be.*Received"):
         model.evaluation_samples = value
     assert model.evaluation_samples == 1
+
+
+def test_replicas_average_too():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = compiled()
+    x, y = data()
+    model.evaluation_samples = 8
+    loss = model.evaluate(x, y, verbose=0)
+    model.layers[1].inference = "mean"
+    predicted = model.predict(x, verbose=0)
+    assert loss > np.mean((predicted - y) ** 2)  # a mean square, less that of the mean
+    model.layers[1].inference, model.evaluation_samples = "sample", 8
+    errors = [np.abs(model.predict(x, verbose=0) - predicted).mean()]
+    model.evaluation_samples = 1
+    errors.append(np.abs(model.predict(x, verbose=0) - predicted).mean())
+    assert errors[0] < errors[1] / 2

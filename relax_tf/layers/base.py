@@ -358,6 +358,16 @@ class StochasticLayer(keras.layers.Layer):
 
     # Keras.
 
+    def set_weights(self, weights: list[Any]) -> None:
+        """As in any Keras layer; or `[kernel, bias]` alone, `get_weights()` of a `Dense`.
+
+        Args:
+            weights: arrays, for all weights of the layer or for W and beta.
+        """
+        of_dense = [] if self.dense is None else self.dense.weights
+        only_dense = 0 < len(weights) == len(of_dense) < len(self.weights)
+        (self.dense if only_dense else super()).set_weights(weights)
+
     def save_own_variables(self, store):
         super().save_own_variables(store)
         store["seed_generator_state"] = keras.ops.convert_to_numpy(self.seed_generator.state)

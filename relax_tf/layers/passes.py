@@ -21,10 +21,27 @@ _active = threading.local()
 class Latent:
     """One call of a stochastic layer in one pass; what `compute_cost` finds in `latents[name]`.
 
+    There is no z: a cost that reads it is no function of the sample.
+
     Attributes:
         dist: the layer's distribution in this pass, with `log_prob` and the like.
-        sample: what the layer emitted, before the cast to its compute dtype.
+        theta: its parameters, `[batch, ..., units]` logits, or the pair `(loc, scale)`.
+        sample: what the layer emitted, before the cast to its compute dtype: a hard sample, or in
+            a replay for an estimator that asks for it a relaxed one or a mean.
         kl: the layer's Kullback-Leibler term, `[batch]`, in nats; None without a prior.
+
+    Example: a KL of half the weight, and a penalty on active units.
+
+    >>> class Model(relax_tf.RelaxModel):
+    ...     def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+    ...         b: relax_tf.Latent = latents["b"]
+    ...         error = tf.reduce_sum((y_pred - y) ** 2, -1)
+    ...         return error + 0.5 * b.kl + 0.1 * tf.reduce_sum(b.sample, -1)
+    >>> inputs = keras.Input([4])
+    >>> b = relax_tf.StochasticBinaryLayer(3, prior="uniform", name="b")(inputs)
+    >>> model = Model(inputs, keras.layers.Dense(1)(b))
+    >>> model.compile("adam")
+    >>> history = model.fit(tf.ones([8, 4]), tf.ones([8, 1]), verbose=0)
     """
 
     dist: Distribution

@@ -16,6 +16,7 @@ from relax_tf.estimators.learning import learning
 from relax_tf.layers import StochasticLayer
 from relax_tf.layers.passes import EvaluationPass, Latent
 from relax_tf.optimizers import relax_optimizer, wrap_optimizer
+from relax_tf.step.averages import mean_over_samples
 from relax_tf.step.certificate import certify
 from relax_tf.step.estimation import ModelEstimate, estimate_batch, summed
 from relax_tf.step.finite import warn_if_not_finite, zero_unless
@@ -299,12 +300,13 @@ class RelaxTrainer:
         self._refuse_compute_loss()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         ensure_built(self, x)
-        predictions = []
-        for _ in range(self.evaluation_samples):
+
+        def once():
             y_pred, loss = self._evaluate_once(x, y, sample_weight)
             self._track_loss(x, y, y_pred, sample_weight, loss)
-            predictions.append(y_pred)
-        y_pred = _mean_prediction(predictions)
+            return y_pred
+
+        y_pred = mean_over_samples(once, self.evaluation_samples)
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return {k: v for k, v in logs.items() if k not in self._training_only()}
 
@@ -322,9 +324,8 @@ class RelaxTrainer:
     def predict_step(self, data):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         ensure_built(self, x)
-        return _mean_prediction(
-            [run(self, EvaluationPass(), x, training=False) for _ in range(self.evaluation_samples)]
-        )
+        once = lambda: run(self, EvaluationPass(), x, training=False)  # noqa: E731
+        return mean_over_samples(once, self.evaluation_samples)
 
     def get_metrics_result(self) -> dict[str, Any]:
         results = super().get_metrics_result()
@@ -388,21 +389,6 @@ def _tensors(x: Any, y: Any, sample_weight: Any) -> Batch:
         lambda v: v if v is None or tf.is_tensor(v) else tf.convert_to_tensor(v),
         Batch(x, y, sample_weight),
     )
-
-
-def _mean_prediction(predictions: list[Any]) -> Any:
-    """The mean of several predictions of one structure; the first where they are no floats."""
-
-    def mean(first, *others):
-        if not others or not first.dtype.is_floating:
-            return first
-        total = tf.add_n([tf.cast(t, tf.float64) for t in (first, *others)])
-        result = tf.cast(total / (1 + len(others)), first.dtype)
-        if getattr(first, "_keras_mask", None) is not None:
-            result._keras_mask = first._keras_mask
-        return result
-
-    return keras.tree.map_structure(mean, *predictions)
 
 
 def _global_norm(gradients: list[tf.Tensor]) -> tf.Tensor:
