@@ -1,6 +1,7 @@
 """Time of one optimisation step through `model.fit`, against the straight-through floor.
 
     python -m benchmarks.step_time --quick
+    python -m benchmarks.step_time --estimators=straight_through,reinmax,flip,midpoint --out=DIR
     python -m benchmarks.step_time --out=DIR
     python -m benchmarks.step_time --architectures=linear2,nonlinear --settings=xla --out=DIR
     python -m benchmarks.step_time --memory --out=DIR
@@ -19,7 +20,7 @@ from absl import app, flags
 from benchmarks import charts, memory, models, timing
 from examples.data import batches
 
-_QUICK = flags.DEFINE_bool("quick", False, "Batch 24 with XLA, the two main estimators, a minute.")
+_QUICK = flags.DEFINE_bool("quick", False, "Batch 24 with XLA, the main estimators, a minute.")
 _OVERHEADS = flags.DEFINE_bool("overheads", False, "The step without metrics, without input.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["24", "100"], "Batch sizes.")
 _ARCHITECTURES = flags.DEFINE_list("architectures", ["linear1"], "Of examples/vae_models.py.")
@@ -100,7 +101,7 @@ def main(argv):
     del argv
     rounds, steps = timing.ROUNDS.value, timing.STEPS.value
     if _QUICK.value:
-        quick = [models.FLOOR, "relaxed_rebar", "relax"]
+        quick = [models.FLOOR, "flip", "relaxed_disarm", "relaxed_rebar", "relax"]
         timing.print_table(times("linear1", 24, quick, timing.XLA, 3, steps))
         return
     batch_sizes = list(map(int, _BATCH_SIZES.value))

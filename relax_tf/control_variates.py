@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from relax_tf.validation import positive_integers
+from relax_tf.validation import positive_integer, positive_integers
 
 _MARK = "_relax_tf_control_variate"
 
@@ -40,6 +40,7 @@ class MLP(ControlVariate):
     Args:
         hidden_units: the widths of the hidden layers, at least one.
         activation: their activation; it must have a useful gradient, since `dc/dz` is used.
+        outputs: how many numbers: 1, unless the network gives slopes (`relaxed_disarm`).
         dtype: of computation and weights.
 
     Raises:
@@ -56,15 +57,17 @@ class MLP(ControlVariate):
         self,
         hidden_units: Sequence[int] = (200, 200),
         activation: Any = "relu",
+        outputs: int = 1,
         dtype: Any = "float32",
         **kwargs,
     ):
         super().__init__(dtype=dtype, **kwargs)
+        self.outputs = positive_integer(outputs, "outputs")
         self.hidden_units = positive_integers(hidden_units, "hidden_units")
         self.activation = keras.activations.get(activation)
         self.of_z, self.of_context = None, None
         self.hidden = [self._dense(units) for units in self.hidden_units[1:]]
-        self.output_layer = self._dense(1, kernel_initializer="zeros")
+        self.output_layer = self._dense(self.outputs, kernel_initializer="zeros")
 
     def _dense(self, units: int, **kwargs) -> keras.layers.Dense:
         arguments = {"kernel_initializer": "he_normal", "dtype": self.dtype_policy, **kwargs}
@@ -105,7 +108,7 @@ class MLP(ControlVariate):
         return self.output_layer(self.activation(h))
 
     def value_and_derivative(self, z, context=None):
-        if self.activation is not keras.activations.relu:
+        if self.activation is not keras.activations.relu or self.outputs != 1:
             return super().value_and_derivative(z, context)
         self._check_inputs(z, context)
         first = [self.of_z] if context is None else [self.of_z, self.of_context]
@@ -115,13 +118,14 @@ class MLP(ControlVariate):
         return _relu_network(inputs, [tf.cast(w, z.dtype) for w in (*kernels, *biases)])
 
     def compute_output_shape(self, z_shape, context_shape=None):
-        return (*z_shape[:-1], 1)
+        return (*z_shape[:-1], self.outputs)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "hidden_units": self.hidden_units,
             "activation": keras.activations.serialize(self.activation),
+            "outputs": self.outputs,
         }
 
 
@@ -220,18 +224,23 @@ def evaluate_network(network: keras.layers.Layer, *parts: tf.Tensor | None) -> t
         parts: `z` and the context, or what else the network sees, `[batch, ...]` each; None for
             a part that there is not.
     """
-    inputs = _flat(*parts)
-    if not isinstance(network, ControlVariate):
-        inputs = [tf.concat(inputs, -1)]
-    value = tf.cast(network(*inputs), inputs[0].dtype)
+    value = evaluate_outputs(network, *parts)
     if value.shape.rank == 2 and value.shape[-1] == 1:
         value = tf.squeeze(value, -1)
-    if not value.shape.is_compatible_with(inputs[0].shape[:1]):
+    if not value.shape.is_compatible_with(parts[0].shape[:1]):
         raise ValueError(
             f"the network {network.name!r} must return shape [batch, 1] or [batch]. "
             f"Received shape: {tuple(value.shape)}"
         )
     return value
+
+
+def evaluate_outputs(network: keras.layers.Layer, *parts: tf.Tensor | None) -> tf.Tensor:
+    """Whatever the network returns for the parts, in the dtype of the first one."""
+    inputs = _flat(*parts)
+    if not isinstance(network, ControlVariate):
+        inputs = [tf.concat(inputs, -1)]
+    return tf.cast(network(*inputs), inputs[0].dtype)
 
 
 def differentiate_network(

@@ -198,3 +198,32 @@ def test_two_workers_train_as_one_process(tmp_path):
         np.testing.assert_allclose(first[f"log-{name}"], values, rtol=1e-4)
     assert "strategy.run(model.train_step" in str(first["refusal"])
     assert (tmp_path / "example" / "metrics.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_model_on_two_replicas_certifies_itself(strategy, coupled):
+    def built():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input([7])
+        hidden = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(inputs))
+        b = relax_tf.StochasticBinaryLayer(4, "rloo", name="b")(hidden)
+        outputs = keras.layers.Dense(2)(b)
+        if coupled:
+            outputs = keras.layers.BatchNormalization()(outputs)
+        model = relax_tf.RelaxModel(inputs, outputs)
+        model.compile("sgd", loss="mse")
+        return model
+
+    weights = []
+    for certify in (True, False):
+        with strategy.scope():
+            model = built()
+        model.certify = certify
+        if certify and coupled:
+            with pytest.raises(ValueError, match="couples the examples"):
+                fit(model, weighted=False)
+        else:
+            fit(model, weighted=False)
+        weights.append(model.get_weights())
+    if not coupled:
+        assert_close(*weights)

@@ -53,6 +53,22 @@ def test_mean_equals_the_exact_gradient(config, other):
     np.testing.assert_array_equal(gradients[:, np.isinf(other.theta)], 0)
 
 
+@by_problem(UNBIASED, masked_problems())
+def test_the_cost_is_never_asked_about_the_impossible(config, other):
+    """It is NaN there, as the logarithm of a probability that is 0 would be."""
+    impossible = tf.constant(np.isneginf(other.theta), tf.float32)
+    lowest = getattr(other, "support", (0, 1))[0]
+
+    def cost(b):
+        axes = list(range(b.shape.rank - impossible.shape.rank, b.shape.rank))
+        taken = tf.reduce_any((impossible > 0) & (b > lowest), axes)
+        return tf.where(taken, float("nan"), other(b))
+
+    dist = other.distribution(repeated(other.theta, 500))
+    estimate = shaken(config, dist).estimate(dist, cost, seed=0)
+    assert np.isfinite(estimate.gradient).all()
+
+
 @by_problem(ALL, {name: name for name in FAMILIES})
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_everything_is_finite_and_samples_are_possible(config, other, dtype):

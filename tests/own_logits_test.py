@@ -1,5 +1,7 @@
 """Layers without W and beta: their inputs are theta."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
@@ -296,7 +298,7 @@ def test_impossible_classes_of_a_mask_stay_impossible():
 
 
 def test_a_file_of_version_0_1_loads_and_predicts_as_it_did():
-    model = keras.models.load_model("tests/data/version_0_1.keras")
+    model = keras.models.load_model(pathlib.Path(__file__).parent / "data/version_0_1.keras")
     x = np.linspace(-1, 1, 24).reshape(8, 3).astype("f")
     expected = [[1.0700899, -0.6543494], [0.81842506, -0.6647457]]
     np.testing.assert_allclose(model.predict(x[:2], verbose=0), expected, rtol=1e-5)

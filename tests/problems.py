@@ -21,6 +21,12 @@ def differentiate(expectation, theta):
     return tape.gradient(expected, theta).numpy()
 
 
+def waves(p, height):
+    """Of different heights along the last axis, 0 wherever `p` is 0 or 1."""
+    heights = height * (1 + tf.range(p.shape[-1], dtype=p.dtype))
+    return tf.reduce_sum(heights * tf.sin(2 * np.pi * p), -1)
+
+
 def normal_from(theta):
     """`Normal` with its mean and its scale from the two halves of the last axis of `theta`."""
     loc, scale = tf.split(theta, 2, -1)
@@ -46,10 +52,12 @@ class TableCost:
         support: of the samples.
         direct: adds `sum(indicator * theta ** 2)`, a direct dependence on theta.
         seed: of the table.
+        wave: the height of waves that are 0 at the samples. Without them the cost is quadratic in
+            each coordinate; with them its slopes at the samples say little of its differences.
     """
 
-    def __init__(self, units, support=(0, 1), direct=False, seed=0):
-        self.units, self.support, self.direct = units, support, direct
+    def __init__(self, units, support=(0, 1), direct=False, seed=0, wave=0.0):
+        self.units, self.support, self.direct, self.wave = units, support, direct, wave
         self.table = np.random.RandomState(seed).normal(size=2**units)
         self.theta = np.random.RandomState(seed).normal(size=units)
 
@@ -65,6 +73,8 @@ class TableCost:
             weights = tf.concat([weights * (1 - p_i), weights * p_i], -1)
         value = tf.tensordot(weights, tf.constant(self.table, b.dtype), 1)
         value = value + value**2
+        if self.wave:
+            value += waves(p, self.wave)
         if self.direct:
             value += tf.reduce_sum(p * theta**2, -1)
         return value
@@ -85,8 +95,8 @@ class TableCost:
 class CategoricalTableCost:
     """`TableCost` for one-hot variables: `[batch, variables, classes] -> [batch]`."""
 
-    def __init__(self, variables, classes, direct=False, seed=0):
-        self.variables, self.classes, self.direct = variables, classes, direct
+    def __init__(self, variables, classes, direct=False, seed=0, wave=0.0):
+        self.variables, self.classes, self.direct, self.wave = variables, classes, direct, wave
         self.table = np.random.RandomState(seed).normal(size=classes**variables)
         self.theta = np.random.RandomState(seed).normal(size=[variables, classes])
 
@@ -101,6 +111,8 @@ class CategoricalTableCost:
             weights = tf.reshape(products, shape)
         value = tf.tensordot(weights, tf.constant(self.table, b.dtype), 1)
         value = value + value**2
+        if self.wave:
+            value += tf.reduce_sum(waves(b, self.wave), -1)
         if self.direct:
             value += tf.reduce_sum(b * theta**2, [-2, -1])
         return value

@@ -155,6 +155,25 @@ def test_a_functional_subclass_with_a_call_of_its_own(estimator):
     assert_unbiased(ready(Extended(estimator)))
 
 
+class Rewired(relax_tf.RelaxModel):
+    """Its graph has two samples side by side, its call one above the other."""
+
+    def __init__(self, estimator):
+        inputs = keras.Input([3])
+        a, b = (Binary(3, estimator, (-1, 1), name=name) for name in "ab")
+        super().__init__(inputs, keras.layers.Concatenate()([a(inputs), b(inputs)]))
+        self.head = Dense(2, "tanh")
+
+    def call(self, x, training=None):
+        sample = self.get_layer("a")(x)
+        return self.head(keras.ops.concatenate([sample, self.get_layer("b")(sample)], -1))
+
+
+@pytest.mark.parametrize("estimator", REPLAYING)
+def test_a_functional_subclass_whose_call_contradicts_its_graph(estimator):
+    assert_unbiased(ready(Rewired(estimator)))
+
+
 # K samples are K replays of the batch.
 
 
@@ -341,7 +360,7 @@ def test_a_recomputed_gradient_has_no_derivative_of_its_own():
     b = Binary(3, "relaxed_rebar")(inputs)
     model = relax_tf.RelaxModel(inputs, Dense(2)(Compiled(tf.recompute_grad)(b)))
     model.compile("sgd", loss="mse")
-    with pytest.raises(ValueError, match="'relaxed_rebar'.*twice"):
+    with pytest.raises(ValueError, match=r"'relaxed_rebar'.*twice"):
         model.fit(*BATCH[:2], verbose=0)
 
 

@@ -58,6 +58,14 @@ def sum_event(value: tf.Tensor, batch_rank: int = 1) -> tf.Tensor:
     return tf.reduce_sum(value, axis=list(range(batch_rank, value.shape.rank)))
 
 
+def flat_event(value: tf.Tensor, axes: int = 0) -> tf.Tensor:
+    """`[batch, *event]` as `[batch, n]`, or as `[batch, n, ...]` with the last `axes` axes kept."""
+    shape, last = tf.shape(value), value.shape.rank - axes
+    size = value.shape[1:last].num_elements()
+    size = tf.reduce_prod(shape[1:last]) if size is None else size
+    return tf.reshape(value, tf.concat([shape[:1], [size], shape[last:]], 0))
+
+
 class Distribution:
     """Base of the distributions that estimators differentiate with respect to `theta`.
 
@@ -68,7 +76,8 @@ class Distribution:
 
     Attributes:
         discrete: whether `b = H(z)` is a hard sample, or `z` itself. Discrete distributions also
-            have `conditional_draw` and `conditional_vjp`, which equation 10 needs.
+            have `conditional_draw` and `conditional_vjp`, which equation 10 needs, and
+            `trapezoid_vjp` and `neighbour`, which `reinmax` and `flip` need.
     """
 
     discrete: bool
@@ -137,6 +146,23 @@ class Distribution:
     def mode(self) -> tf.Tensor:
         """The most probable sample, shape `[batch, *event]`."""
         raise NotImplementedError
+
+    def sloped(self, z: tf.Tensor) -> tf.Tensor:
+        """`H(z)`, with a backward path to `theta` that leads through `z`.
+
+        Of a continuous distribution `z` itself; of a discrete one the path is the trapezoid rule,
+        `trapezoid_vjp`.
+        """
+        if not self.discrete:
+            return z
+        frozen = self.detached()
+
+        @tf.custom_gradient
+        def sample(z):
+            b = frozen.harden(z)
+            return b, lambda w: frozen.trapezoid_vjp(b, w)
+
+        return sample(z)
 
     def enumerate(self) -> tf.Tensor:
         """All samples of one event, `[samples, *event]`, where there are finitely many."""

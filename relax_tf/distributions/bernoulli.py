@@ -12,6 +12,7 @@ from relax_tf.distributions.base import (
     Distribution,
     Draw,
     at_least_float32,
+    flat_event,
     stand_in_logit,
     sum_event,
 )
@@ -139,6 +140,32 @@ class Bernoulli(Distribution):
         positive = tf.math.softplus(logit_v + tf.math.softplus(theta))
         negative = -tf.math.softplus(logit_v + tf.math.softplus(-theta))
         return tf.where(self.indicator(b) > 0.5, positive, negative)
+
+    def trapezoid_vjp(self, b: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        """`(1/2) |b - p| w`, with `w = df/db` in units of cost per step of the indicator.
+
+        The gradient of one unit is `v (f(1) - f(0))`, with `v = p (1 - p)`, and the trapezoid rule
+        for the difference is `(w(1) + w(0)) / 2`. As `p (1 - p) = (1 - p) p`, this is its mean:
+        `b = 1` comes with probability p and is given `(1 - p) / 2`, `b = 0` the other way round.
+        """
+        lo, hi = self.support
+        return (0.5 * (hi - lo)) * tf.abs(self.score(b)) * w
+
+    def neighbour(
+        self, b: tf.Tensor, seed: Any = None, size: tf.Tensor | float = 1.0
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """`b` with one coordinate j flipped, and `v_j / q_j`, `[batch]`, where `v = p (1 - p)`.
+
+        j is independent of `b`. Its probability `q_j` is mostly proportional to `v_j` times `size`,
+        that of what there is to correct: a unit that is decided has nothing.
+        """
+        v = flat_event(tf.sigmoid(self.theta) * tf.sigmoid(-self.theta))
+        q = noise.mostly_proportional(v * flat_event(size * tf.ones_like(self.theta)))
+        chosen = noise.one_of(q, *noise.substreams(self._seed(seed), 1))
+        weight = tf.reduce_sum(chosen * tf.math.divide_no_nan(v, q), -1)
+        other = self._label(tf.cast(self.indicator(b) < 0.5, self.dtype))
+        flipped = (tf.reshape(chosen, tf.shape(b)) > 0.5) & ~self._fixed  # a sure value stays
+        return tf.where(flipped, other, b), weight
 
     # Information, in nats, summed over the event.
 

@@ -47,6 +47,14 @@ def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(seed, data, alg=_PHILOX)
 
 
+def substreams(seed: tf.Tensor, count: int) -> list[tf.Tensor]:
+    """So many seeds, apart from each other, from `seed`, and from it with a small number folded in.
+
+    A model's passes fold in the number of a layer's call.
+    """
+    return [fold_in(seed, 2**20 + k) for k in range(count)]
+
+
 def uniform(shape: tf.TensorShape | tf.Tensor, dtype: tf.DType, seed: tf.Tensor) -> tf.Tensor:
     """Uniform noise on the open interval (0, 1): never 0, never 1, symmetric about 1/2.
 
@@ -74,3 +82,27 @@ def gumbel(shape: tf.TensorShape | tf.Tensor, dtype: tf.DType, seed: tf.Tensor) 
 def normal(shape: tf.TensorShape | tf.Tensor, dtype: tf.DType, seed: tf.Tensor) -> tf.Tensor:
     """Standard normal noise, `sqrt(2) erfinv(2 u - 1)`, whose argument is exact in `dtype`."""
     return math.sqrt(2.0) * tf.math.erfinv(2.0 * uniform(shape, dtype, seed) - 1.0)
+
+
+def mostly_proportional(weights: tf.Tensor, uniform_share: float = 0.1) -> tf.Tensor:
+    """Probabilities, `[..., n]`: of a mixture of one proportional to `weights` and a uniform one.
+
+    Where all weights are 0, uniform.
+    """
+    sums = tf.reduce_sum(weights, -1, keepdims=True)
+    share = tf.where(sums > 0, tf.constant(uniform_share, weights.dtype), 1.0)
+    n = tf.cast(tf.maximum(tf.shape(weights)[-1], 1), weights.dtype)
+    return (1 - share) * tf.math.divide_no_nan(weights, sums) + share / n
+
+
+def one_of(probabilities: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draws one of n with these probabilities, `[batch, n]`, as a one-hot vector of that shape.
+
+    By the inverse of the cumulative distribution: one uniform number for each example, where
+    Gumbel's trick would take n logarithms.
+    """
+    shape, dtype = tf.shape(probabilities), probabilities.dtype
+    below = tf.cumsum(probabilities, -1)
+    u = uniform(tf.stack([shape[0], 1]), dtype, seed)
+    index = tf.reduce_sum(tf.cast(below < u, tf.int32), -1)
+    return tf.one_hot(tf.minimum(index, shape[-1] - 1), shape[-1], dtype=dtype)

@@ -11,6 +11,7 @@ from relax_tf.distributions.base import (
     Distribution,
     Draw,
     at_least_float32,
+    flat_event,
     stand_in_logit,
     sum_event,
 )
@@ -142,6 +143,48 @@ class OneHotCategorical(Distribution):
         winner += tf.reduce_sum(b * g, -1, keepdims=True)
         losers = winner - tf.math.softplus(winner - self.theta - g)
         return tf.where(b > 0.5, winner, losers)
+
+    def trapezoid_vjp(self, b: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        """`(1/2) {(b - p) ((b - p) . w) + (diag(p) - p p^T) w}` of each variable, `w = df/db`.
+
+        The gradient of one variable is `(1/2) sum_{c,l} p_c p_l (f_c - f_l) (e_c - e_l)`. With the
+        trapezoid rule `(w(c) + w(l)) . (e_c - e_l) / 2` for the difference, the terms of `w(c)`
+        and those of `w(l)` are alike, and what is left is the mean over `b = e_c` of
+        `(1/2) sum_l p_l ((b - e_l) . w) (b - e_l)`: the formula above (Liu et al. 2023).
+        """
+        p = tf.nn.softmax(self.theta)
+        centred = b - p
+        of_b = centred * tf.reduce_sum(centred * w, -1, keepdims=True)
+        of_p = p * (w - tf.reduce_sum(p * w, -1, keepdims=True))
+        return 0.5 * (of_b + of_p)
+
+    def neighbour(self, b: tf.Tensor, seed: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """`b` with one variable j in another class, and a weight, `[batch]`.
+
+        j is independent of `b`, of probability `q_j` mostly proportional to `1 - sum_c p_c^2`.
+        The class changes from c to l with probability `p_l / (1 - p_c)`. The weight,
+        `(1 - p_c) (1 - p_l) / ((2 - p_c - p_l) q_j)`, is `p_c p_l / q_j` over the probability
+        `p_c p_l / (1 - p_c) + p_l p_c / (1 - p_l)` of the two classes in either order.
+        """
+        seed_of_variable, seed_of_class = noise.substreams(self._seed(seed), 2)
+        theta, b = flat_event(self.theta, axes=1), flat_event(b, axes=1)
+        p = tf.nn.softmax(theta)
+        q = noise.mostly_proportional(tf.reduce_sum(p * (1 - p), -1))
+        chosen = noise.one_of(q, seed_of_variable)
+
+        def of_chosen(values):
+            return tf.reduce_sum(tf.where(chosen[..., tf.newaxis] > 0.5, values, 0.0), 1)
+
+        old = of_chosen(b)
+        z = of_chosen(theta) + noise.gumbel(tf.shape(old), self.dtype, seed_of_class)
+        new = self.harden(tf.where(old > 0.5, tf.constant(-np.inf, self.dtype), z))
+        p_chosen = of_chosen(p)
+        not_old, not_new = (tf.reduce_sum((1 - e) * p_chosen, -1) for e in (old, new))
+        q_chosen = tf.reduce_sum(chosen * q, -1)
+        weight = tf.math.divide_no_nan(not_old * not_new, (not_old + not_new) * q_chosen)
+        possible = tf.cast(weight > 0, self.dtype)[:, tf.newaxis, tf.newaxis]
+        changed = b + possible * chosen[..., tf.newaxis] * (new - old)[:, tf.newaxis]
+        return tf.reshape(changed, tf.shape(self.theta)), weight
 
     # Information, in nats, summed over the event.
 

@@ -10,25 +10,33 @@ from typing import Any
 import keras
 
 from relax_tf.estimators.antithetic import Arm, Disarm, arm_gradient, disarm_gradient
+from relax_tf.estimators.arms import Arms, arms_gradient, categorical_arms_gradient
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Estimate
+from relax_tf.estimators.flip import Flip, curved_flip_gradient, flip_gradient
+from relax_tf.estimators.midpoint import Midpoint, RelaxedDisarm, midpoint_gradient
 from relax_tf.estimators.multi_sample import Rloo, Vimco, rloo_gradient, vimco_credits
 from relax_tf.estimators.muprop import Muprop, muprop_gradient
 from relax_tf.estimators.nvil import Nvil
-from relax_tf.estimators.pathwise import Concrete, Reparameterization, StraightThrough
+from relax_tf.estimators.pathwise import Concrete, Reinmax, Reparameterization, StraightThrough
 from relax_tf.estimators.relax import Lax, Rebar, Relax, RelaxedRebar, lax_gradient, relax_gradient
 from relax_tf.estimators.score_function import Reinforce, score_function_gradient
 
 _BY_ID = {
     "arm": Arm,
+    "arms": Arms,
     "concrete": Concrete,
     "disarm": Disarm,
+    "flip": Flip,
     "lax": Lax,
+    "midpoint": Midpoint,
     "muprop": Muprop,
     "nvil": Nvil,
     "rebar": Rebar,
     "reinforce": Reinforce,
+    "reinmax": Reinmax,
     "relax": Relax,
+    "relaxed_disarm": RelaxedDisarm,
     "relaxed_rebar": RelaxedRebar,
     "reparameterization": Reparameterization,
     "rloo": Rloo,
@@ -110,26 +118,36 @@ def _class_of(identifier: str) -> type[Estimator]:
 
 __all__ = [
     "Arm",
+    "Arms",
     "Concrete",
     "Disarm",
     "Estimate",
     "Estimator",
+    "Flip",
     "Lax",
+    "Midpoint",
     "Muprop",
     "Nvil",
     "Rebar",
     "Reinforce",
+    "Reinmax",
     "Relax",
+    "RelaxedDisarm",
     "RelaxedRebar",
     "Reparameterization",
     "Rloo",
     "StraightThrough",
     "Vimco",
     "arm_gradient",
+    "arms_gradient",
+    "categorical_arms_gradient",
+    "curved_flip_gradient",
     "deserialize",
     "disarm_gradient",
+    "flip_gradient",
     "get",
     "lax_gradient",
+    "midpoint_gradient",
     "muprop_gradient",
     "relax_gradient",
     "rloo_gradient",

@@ -40,13 +40,14 @@ class Estimator(keras.layers.Layer):
         unbiased: whether the expectation of `Estimate.gradient` is the gradient.
         hard: whether the sample that the cost receives in training is a hard one.
         needs_cost: whether the estimator must evaluate the cost itself. Those that need not
-            (`concrete`, `straight_through`, `reparameterization`) work by ordinary
+            (`concrete`, `straight_through`, `reinmax`, `reparameterization`) work by ordinary
             backpropagation through the sample that they emit, so a layer that uses them trains
             in any Keras model.
         learns_from_gradient: whether phi minimises the second moment of the gradient, besides
             what loss the estimator may have of its own.
         replay: what stochastic layers downstream emit while this estimator evaluates the cost
-            at another sample than the drawn one: `"hard"`, `"relaxed"` or `"mean"`.
+            at another sample than the drawn one: `"hard"`, `"relaxed"`, `"mean"`, or `"sloped"`,
+            hard samples with a backward path to the replaced sample.
         num_samples: how many samples an estimate is made of. Where it is not 1, samples, draws
             and the values of the cost have a leading axis of that size.
         joint: whether the samples of all layers of a model form joint particles, as a bound on

@@ -329,8 +329,8 @@ class StochasticLayer(keras.layers.Layer):
                 f"of relax_tf.RelaxModel, but its estimator {self.estimator.id!r} needs the "
                 "cost of its sample. Use a relax_tf.RelaxModel with `fit` or `estimate`, call "
                 "with training=False, or choose an estimator that backpropagates through its "
-                "own sample ('concrete', 'straight_through'; 'reparameterization' where the "
-                "sample is continuous)."
+                "own sample ('concrete', 'straight_through', 'reinmax'; 'reparameterization' "
+                "where the sample is continuous)."
             )
         return self.estimator.emit(dist, dist.draw(self._seed_alone()))
 

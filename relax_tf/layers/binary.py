@@ -17,7 +17,8 @@ class StochasticBinaryLayer(StochasticLayer):
 
     Inputs `[batch, ..., features]`, outputs `[batch, ..., units]` in the layer's compute dtype.
     With `units=None` there are no W and beta: the inputs are the logits, `[batch, ..., units]`.
-    Trained inside `relax_tf.RelaxModel`; with `concrete` or `straight_through` in any model.
+    Trained inside `relax_tf.RelaxModel`; with `concrete`, `straight_through` or `reinmax` in any
+    model.
 
     Args:
         units: the number of binary units, or None for inputs that are logits.

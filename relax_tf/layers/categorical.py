@@ -19,8 +19,8 @@ class StochasticCategoricalLayer(StochasticLayer):
     Inputs `[batch, ..., features]`, outputs `[batch, ..., num_variables, num_classes]` in the
     layer's compute dtype; put a `keras.layers.Flatten` between it and a `Dense`. With
     `num_variables=None, num_classes=None` there are no W and beta: the inputs are the logits,
-    `[batch, ..., variables, classes]`. Trained inside `relax_tf.RelaxModel`; with `concrete` or
-    `straight_through` in any model.
+    `[batch, ..., variables, classes]`. Trained inside `relax_tf.RelaxModel`; with `concrete`,
+    `straight_through` or `reinmax` in any model.
 
     Args:
         num_variables: the number of independent variables, or None for inputs that are logits.

@@ -72,8 +72,7 @@ class Call(NamedTuple):
     """The record of one call of a stochastic layer.
 
     `eps` is the noise of `z` (both None for a mean or mode in evaluation; in replays they may be
-    those of the hard pass), `context` what the control variate sees, and `in_cost` says whether
-    the cost made the call, rather than the model.
+    those of the hard pass), `context` what the control variate sees.
     """
 
     name: str
@@ -84,7 +83,6 @@ class Call(NamedTuple):
     sample: tf.Tensor
     kl: tf.Tensor | None
     context: tf.Tensor
-    in_cost: bool
 
     @property
     def draw(self) -> Draw:
@@ -97,13 +95,11 @@ class Pass:
     Attributes:
         calls: the records so far, in order.
         latents: of the same calls, what a cost may see; it grows while the cost makes calls.
-        in_cost: whether the cost is being computed.
     """
 
     def __init__(self):
         self.calls: list[Call] = []
         self.latents = Latents()
-        self.in_cost = False
 
     def __enter__(self):
         _stack().append(self)
@@ -117,9 +113,7 @@ class Pass:
         eps, z, sample = self._choose(len(self.calls), layer, dist)
         kl = layer.kl_divergence(dist, sample)
         name = self._name(layer)
-        self.calls.append(
-            Call(name, layer, dist, eps, z, sample, kl, context, in_cost=self.in_cost)
-        )
+        self.calls.append(Call(name, layer, dist, eps, z, sample, kl, context))
         self.latents[name] = Latent(dist, sample, kl)
         return sample
 

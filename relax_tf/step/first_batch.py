@@ -10,7 +10,10 @@ import tensorflow as tf
 
 
 def shown_first_batch(
-    train_function: Callable, look: Callable[[Any], None], steps: int
+    train_function: Callable,
+    look: Callable[[Any], None],
+    steps: int,
+    strategy: tf.distribute.Strategy,
 ) -> Callable:
     """A Keras train function that shows the first batch it is given to `look`.
 
@@ -19,6 +22,7 @@ def shown_first_batch(
             takes up to `steps` batches.
         look: is called once with the batch of (one replica of) the first call.
         steps: the model's `steps_per_execution`.
+        strategy: the model's.
     """
     seen = False
 
@@ -27,7 +31,7 @@ def shown_first_batch(
         nonlocal seen
         if not seen:
             batch = next(iterator)
-            look(_of_one_replica(batch))
+            look(_of_one_replica(batch, strategy))
             seen = True
             iterator = _put_back(batch, iterator, steps)
         return train_function(iterator)
@@ -35,8 +39,7 @@ def shown_first_batch(
     return function
 
 
-def _of_one_replica(batch: Any) -> Any:
-    strategy = tf.distribute.get_strategy()
+def _of_one_replica(batch: Any, strategy: tf.distribute.Strategy) -> Any:
     return keras.tree.map_structure(
         lambda value: (
             strategy.experimental_local_results(value)[0]

@@ -32,7 +32,7 @@ def may_depend(model: keras.Model, calls: Sequence[Call], later: Any, on: Any) -
     for layer in (later, on):
         of_layer = [call for call in calls if call.layer is layer]
         in_graph = [node for node in nodes if _draws(node, layer)]
-        if len(of_layer) != len(in_graph) or any(call.in_cost for call in of_layer):
+        if len(of_layer) != len(in_graph):
             return True
     reached = set()
     for node in nodes:

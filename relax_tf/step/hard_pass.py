@@ -147,7 +147,6 @@ def run_with_cost(model: Any, a_pass: Pass, batch: Batch) -> tuple[Any, tf.Tenso
     """
     y_pred = run(model, a_pass, batch.x, training=True)
     with a_pass:
-        a_pass.in_cost = True
         cost = model.compute_cost(
             batch.x, batch.y, y_pred, a_pass.latents, sample_weight=batch.sample_weight
         )
@@ -162,8 +161,9 @@ def run_with_cost(model: Any, a_pass: Pass, batch: Batch) -> tuple[Any, tf.Tenso
         if not call.dist.shape[:1].is_compatible_with(f_b.shape):
             raise ValueError(
                 f"the stochastic layer {call.name!r} was called on a batch of "
-                f"{call.dist.shape[0]}, but the cost is one of {f_b.shape[0]} examples: its samples "
-                "would be credited with other examples' costs. Keep the batch axis, and give the layer what belongs "
+                f"{call.dist.shape[0]}, but the cost is one of {f_b.shape[0]} examples: its "
+                "samples would be credited with other examples' costs. Keep the batch axis, and "
+                "give the layer what belongs "
                 "to one example as further axes, [batch, n, features]."
             )
     return y_pred, f_b

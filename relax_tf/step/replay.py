@@ -29,8 +29,9 @@ class Replay(Pass):
     Args:
         originals: the calls to repeat.
         index, sample: the call whose sample is replaced, and by what: `[copies * batch, *event]`.
-        emits: what calls downstream emit: `"hard"`, `"relaxed"`, `"mean"`, or `"held"` for discrete
-            samples held as they were drawn.
+        emits: what calls downstream emit: `"hard"`, `"relaxed"`, `"mean"`; `"sloped"` for hard
+            samples whose backward path is ReinMax's; or `"held"` for discrete samples held as they
+            were drawn.
         copies: how many times the batch of the original is tiled, for several samples at once.
         is_downstream: tells of a later call whether it may depend on this call's sample.
     """
@@ -69,6 +70,8 @@ class Replay(Pass):
             return dist.relax(draw.z, tf.cast(layer.estimator.temperature, dist.dtype))
         if self._emits == "mean":
             return dist.mean()
+        if self._emits == "sloped" and layer.estimator.needs_cost:
+            return dist.sloped(draw.z)
         return layer.estimator.emit(dist, draw)
 
     def _original(self, index: int, layer: Any) -> Call:

@@ -202,7 +202,10 @@ class RelaxTrainer:
         if self.train_function is None or force:
             super().make_train_function(force)
             self.train_function = shown_first_batch(
-                self.train_function, self._certify, self.steps_per_execution
+                self.train_function,
+                self._certify,
+                self.steps_per_execution,
+                self.distribute_strategy,
             )
         return self.train_function
 

@@ -1,0 +1,363 @@
+"""Flip: ReinMax's estimate, corrected at one random coordinate.
+
+ReinMax knows every coordinate's gradient but for the error of the trapezoid rule. The exact error
+of one coordinate takes one more evaluation of the cost, at the sample with that one flipped; drawn
+at random and weighted, it makes all of them unbiased.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from relax_tf.control_variates import (
+    MLP,
+    build_network,
+    by_backpropagation,
+    evaluate_outputs,
+)
+from relax_tf.distributions import Bernoulli
+from relax_tf.distributions.base import Distribution, flat_event, over_event, sum_event
+from relax_tf.estimators.base import Estimator
+from relax_tf.estimators.estimate import Cost, batch_mean, evaluate_cost
+from relax_tf.estimators.moving_moments import MovingMoments
+from relax_tf.validation import decay_rate
+
+
+def trapezoid_error(
+    b: tf.Tensor,
+    neighbour: tf.Tensor,
+    f_b: tf.Tensor,
+    f_neighbour: tf.Tensor,
+    df_db: tf.Tensor,
+    df_dneighbour: tf.Tensor,
+) -> tf.Tensor:
+    """`f(b) - f(b') - (1/2) (f'(b) + f'(b')) . (b - b')`, `[batch]`.
+
+    What the trapezoid rule gets wrong between two samples: 0 where the cost is quadratic on the
+    line between them.
+    """
+    return f_b - f_neighbour - 0.5 * sum_event((df_db + df_dneighbour) * (b - neighbour))
+
+
+def flip_gradient(
+    dist: Distribution,
+    b: tf.Tensor,
+    neighbour: tf.Tensor,
+    weight: tf.Tensor,
+    f_b: tf.Tensor,
+    f_neighbour: tf.Tensor,
+    df_db: tf.Tensor,
+    df_dneighbour: tf.Tensor,
+) -> tf.Tensor:
+    """ReinMax's estimate and the correction of one coordinate, per example:
+
+        trapezoid(df/db)  +  weight {f(b) - f(b') - (1/2) (f'(b) + f'(b')) . d} d,    d = b - b'
+
+    where `b'` is `b` with one coordinate j changed. For Bernoulli variables, with `v = p (1 - p)`,
+
+        g_i = (1/2) |b_i - p_i| f'_i(b)
+              + [i = j] (v_j / q_j) {s_j (f(b) - f(b')) - (1/2) (f'_j(b) + f'_j(b'))},  s = 2 b - 1
+
+    Unbiased for every function `f'`: given the other coordinates, the first term has the mean
+    `v_i (f'_i(1) + f'_i(0)) / 2` (`Bernoulli.trapezoid_vjp`), and the braces, which are the same
+    for both values of `b_j`, are `f(1) - f(0)` less exactly that; `1 / q_j` makes up for the
+    coordinates that were not drawn. For one-hot variables the same holds of each pair of classes.
+    So a derivative that is wrong, as in a cost with jumps, costs variance and never bias.
+
+    Args:
+        dist: the distribution, theta of shape `[batch, *event]`.
+        b: samples `[batch, *event]`.
+        neighbour, weight: `b'`, `[batch, *event]`, and `[batch]`, from `dist.neighbour(b)`.
+        f_b, f_neighbour: the cost at both, `[batch]`.
+        df_db, df_dneighbour: its derivative, or any other function of the sample,
+            `[batch, *event]`.
+
+    Returns:
+        The shape of theta. Unbiased.
+    """
+    error = trapezoid_error(b, neighbour, f_b, f_neighbour, df_db, df_dneighbour)
+    step = dist.score(b) - dist.score(neighbour)  # of the indicators
+    return dist.trapezoid_vjp(b, df_db) + over_event(weight * error, step) * step
+
+
+def curved_flip_gradient(
+    dist: Bernoulli,
+    b: tf.Tensor,
+    neighbour: tf.Tensor,
+    weight: tf.Tensor,
+    f_b: tf.Tensor,
+    f_neighbour: tf.Tensor,
+    df_db: tf.Tensor,
+    df_dneighbour: tf.Tensor,
+    curvature: tf.Tensor,
+    share: tf.Tensor,
+) -> tf.Tensor:
+    """`flip_gradient` for Bernoulli variables, less the noise of `b_i` in its first term.
+
+    ReinMax's `(1/2) |b_i - p_i| f'_i(b)` depends on `b_i` strongly where `p_i` is near 0 or 1: the
+    rare value has a large term. With a guess `k_i` of the curvature `f'_i(1) - f'_i(0)` there is
+    another first term, `v_i {f'_i(b) - (b_i - 1/2) k_i}`, which does not depend on `b_i` at all
+    where the guess is right. A mixture of the two, `m_i` of the latter, is corrected as either:
+
+        g_i = (1 - m_i) (1/2) |b_i - p_i| f'_i(b) + m_i v_i {f'_i(b) - (b_i - 1/2) k_i}
+              + [i = j] (v_j / q_j) {f(1) - f(0) - (1/2) (f'_j(1) + f'_j(0))
+                                     - m_j (p_j - 1/2) (f'_j(1) - f'_j(0) - k_j)}
+
+    Unbiased for all functions `f'`, and all `k` and `m` that do not depend on `b`: over the values
+    of `b_i`, `p f'(1) + (1 - p) f'(0) = (1/2) (f'(1) + f'(0)) + (p - 1/2) (f'(1) - f'(0))`, and
+    `b - 1/2` has the mean `p - 1/2`. The last line takes away the difference of the means.
+
+    Args:
+        dist, b, neighbour, weight, f_b, f_neighbour, df_db, df_dneighbour: as in `flip_gradient`.
+        curvature: `k`, in units of cost per step of the indicator squared, `[batch, *event]`.
+        share: `m`, in [0, 1], `[batch, *event]`.
+
+    Returns:
+        The shape of theta. Unbiased.
+    """
+    p, v = tf.sigmoid(dist.theta), tf.sigmoid(dist.theta) * tf.sigmoid(-dist.theta)
+    lo, hi = dist.support
+    smooth = v * ((hi - lo) * df_db - (dist.indicator(b) - 0.5) * curvature)
+    first = dist.trapezoid_vjp(b, df_db)
+    step = dist.score(b) - dist.score(neighbour)  # of the indicators: 1 or -1 at j
+    error = trapezoid_error(b, neighbour, f_b, f_neighbour, df_db, df_dneighbour)
+    unforeseen = seen_curvature(dist, step, df_db, df_dneighbour) - at_step(step, curvature)
+    correction = over_event(weight * error, step) * step
+    correction -= over_event(weight * unforeseen, step) * tf.abs(step) * share * (p - 0.5)
+    return first + share * (smooth - first) + correction
+
+
+def at_step(step: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """The value at the coordinate in which two samples differ, `[batch]`."""
+    return sum_event(tf.abs(step) * values)
+
+
+def seen_curvature(
+    dist: Bernoulli, step: tf.Tensor, df_db: tf.Tensor, df_dneighbour: tf.Tensor
+) -> tf.Tensor:
+    """`f'_j(b_j = 1) - f'_j(b_j = 0)`, `[batch]`, in units of steps of the indicator."""
+    lo, hi = dist.support
+    return (hi - lo) * sum_event(step * (df_db - df_dneighbour))
+
+
+class EvaluatedCost(NamedTuple):
+    """A cost whose derivative at the sample is known already."""
+
+    cost: Cost
+    df_db: tf.Tensor | None
+
+    def __call__(self, sample: tf.Tensor) -> tf.Tensor:
+        return self.cost(sample)
+
+
+def finite_slopes(slopes: tf.Tensor) -> tf.Tensor:
+    """The slopes with 0 for those that are NaN or infinite, as `sqrt`'s is at 0."""
+    return tf.where(tf.math.is_finite(slopes), slopes, tf.zeros_like(slopes))
+
+
+@keras.saving.register_keras_serializable("relax_tf")
+class Flip(Estimator):
+    """Flip: ReinMax, made unbiased by one flipped coordinate.
+
+    Unbiased. Two evaluations of the cost, both at hard samples, where it must have a derivative;
+    any derivative: jumps, kinks, rounding and stopped gradients cost variance and never bias. No
+    temperature, and the cost never sees a value outside of the support. For discrete variables;
+    see `flip_gradient`. The coordinate is drawn from nine tenths of a distribution proportional to
+    each variable's variance `p (1 - p)` and one tenth of the uniform one.
+
+    For Bernoulli variables a network foretells each unit's curvature from the probabilities of all
+    units, which takes away most of what noise ReinMax's estimate has (`curved_flip_gradient`). It
+    learns from the curvature that each flip shows, by the likelihood of a normal distribution
+    whose variance, one for each unit, is learned too; so is the size of the noise that it is to
+    take away. From the two follows how far an estimate relies on it: not at all at first.
+
+    In a model the second evaluation is a replay in which layers downstream keep their noise and
+    emit hard samples; slopes lead through those by the trapezoid rule.
+
+    Args:
+        curvature: True; a Keras layer or model in the network's place, from `[batch, units]`,
+            `2 p - 1`, to `[batch, units]`; or False for ReinMax's form alone, without anything to
+            learn. By default `relax_tf.control_variates.MLP([100], outputs=units)`. One-hot
+            variables, and events of unknown size, have none.
+        decay: in [0, 1), of the standard deviation of past costs, which is the network's unit:
+            the weight of a batch relative to the next one.
+
+    Raises:
+        TypeError: if `curvature` is not a Keras layer or a bool, or `decay` not a number.
+        ValueError: from `estimate`, if the cost has no gradient at all.
+
+    Example: the derivative does not see the step that rounding makes, the estimate does.
+
+    >>> estimator = relax_tf.estimators.get("flip")
+    >>> dist = relax_tf.distributions.Bernoulli(tf.zeros([20_000, 1]))
+    >>> cost = lambda b: (b[:, 0] - 0.45) ** 2 + tf.round(0.7 * b[:, 0])
+    >>> mean = float(tf.reduce_mean(estimator.estimate(dist, cost, seed=0).gradient))
+    >>> abs(mean - (0.1 + 1) / 4) < 0.005
+    True
+    """
+
+    defined_for = ("discrete",)
+    replay = "sloped"
+    learns_from_gradient = False
+
+    def __init__(self, curvature: keras.layers.Layer | bool = True, decay: float = 0.99, **kwargs):
+        super().__init__(**kwargs)
+        if not isinstance(curvature, (keras.layers.Layer, bool)):
+            raise TypeError(
+                "`curvature` must be a Keras layer or model, True or False. Received: "
+                f"{curvature!r} (of type {type(curvature).__name__})"
+            )
+        self.curvature = curvature if isinstance(curvature, keras.layers.Layer) else None
+        self._curvature_argument = None if self.curvature is not None else curvature
+        self.decay = decay_rate(decay, "decay")
+        self.past = MovingMoments(self.decay, dtype=self.dtype_policy, name="past")
+        self._binary = True
+        self._learns = False
+
+    @property
+    def evaluations(self) -> int:
+        return 2
+
+    def check_defined_for(self, family):
+        super().check_defined_for(family)
+        if not self.built:
+            self._binary = issubclass(family, Bernoulli)
+
+    def build(self, theta_shape, context_shape=None):
+        units = tf.TensorShape(theta_shape[1:]).num_elements()
+        self._learns = self._binary and self._curvature_argument is not False and bool(units)
+        if self._learns:
+            if self.curvature is None:
+                self.curvature = MLP([100], outputs=units, dtype=self.dtype_policy)
+            build_network(self.curvature, theta=theta_shape)
+            # A tenth of the logarithms of variances: they have far to go at a network's rate.
+            self.log_unforeseen, self.log_noise, self.log_error = (
+                self.add_weight(name=name, shape=(units,), initializer="zeros")
+                for name in ("log_unforeseen", "log_noise", "log_error")
+            )
+        super().build(theta_shape, context_shape)
+
+    def get_build_config(self):
+        config = super().get_build_config()
+        return config and {**config, "binary": self._binary}
+
+    def build_from_config(self, config):
+        self._binary = config.get("binary", True)
+        super().build_from_config({k: v for k, v in config.items() if k != "binary"})
+
+    def _estimate(self, dist, draw, cost, context, seed):
+        sample = self.emit(dist, draw)
+        f_b, df_db = by_backpropagation(lambda b: evaluate_cost(cost, b, dist), sample)
+        evaluated = EvaluatedCost(cost, df_db)
+        estimate = self.estimate_at(dist, draw, sample, f_b, evaluated, context, seed)
+        self.observe(f_b, context)
+        return estimate
+
+    def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
+        if isinstance(cost, EvaluatedCost):
+            df_db = cost.df_db
+        else:
+            _, df_db = by_backpropagation(cost, draw.b)
+        size = (self.size(dist),) if self._learns else ()
+        neighbour, weight = dist.neighbour(draw.b, seed, *size)
+        f_neighbour, df_dneighbour = by_backpropagation(
+            lambda b: evaluate_cost(cost, b, dist), neighbour
+        )
+        if df_db is None or df_dneighbour is None:
+            raise ValueError(
+                f"estimator {self.id!r} differentiates the cost at hard "
+                "samples, but the cost has no gradient with respect to its sample. For a black-box "
+                "cost use estimator='relaxed_disarm' (binary variables) or 'relax', which learn "
+                "their slopes."
+            )
+        slopes = finite_slopes(df_db), finite_slopes(df_dneighbour)
+        evaluations = (dist, draw.b, neighbour, weight, f_b, f_neighbour, *slopes)
+        if not self._learns:
+            gradient = flip_gradient(*evaluations)
+            return gradient, batch_mean(tf.zeros_like(f_b))
+        curvature, loss = self._foretell(dist, draw.b, neighbour, f_b, f_neighbour, *slopes)
+        return curved_flip_gradient(*evaluations, curvature, self.share(dist)), loss
+
+    def unit(self, dtype: tf.DType) -> tf.Tensor:
+        """What the network's output is a multiple of: a scalar."""
+        deviation = self.past.standard_deviation()
+        units = self.log_noise.shape[0]
+        return tf.cast(tf.where(deviation > 0, deviation, 1) / units, dtype)
+
+    def size(self, dist: Bernoulli) -> tf.Tensor:
+        """The expected size of each unit's correction over its `v`, `[1, *event]`.
+
+        Corrections have the least variance where `q_j` is proportional to `v_j` times this.
+        """
+        size = tf.exp(5 * tf.cast(self.log_error, dist.dtype))
+        return tf.stop_gradient(tf.reshape(size, [1, *dist.shape[1:]]))
+
+    def share(self, dist: Bernoulli) -> tf.Tensor:
+        """How far the estimate of each unit relies on its foretold curvature, like theta.
+
+        `A / (A + B)`, of the two parts of `curved_flip_gradient` that have different noise: with
+        `A = E[{(1 - p) f'(1) - p f'(0)}^2] / 4`, ReinMax's term varies by `v A`; with the foretold
+        curvature, off by E on average in squares, first term and correction vary by
+        `v B`, `B = E (v^2 + (p - 1/2)^2 v / q)`.
+        """
+        p, v = tf.sigmoid(dist.theta), tf.sigmoid(dist.theta) * tf.sigmoid(-dist.theta)
+        ratio = 10 * (tf.cast(self.log_unforeseen, v.dtype) - tf.cast(self.log_noise, v.dtype))
+        ratio = tf.stop_gradient(tf.exp(tf.reshape(ratio, [1, *v.shape[1:]])))
+        size = self.size(dist)
+        in_all = over_event(sum_event(v * size), v) / (0.9 * size)
+        return 1 / (1 + 4 * ratio * (v**2 + (p - 0.5) ** 2 * in_all))
+
+    def _foretell(
+        self, dist, b, neighbour, f_b, f_neighbour, df_db, df_dneighbour
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The curvature in each coordinate, and the loss of all that is learned."""
+        p = tf.sigmoid(dist.theta)
+        outputs = evaluate_outputs(self.curvature, flat_event(2 * p - 1))
+        outputs = tf.reshape(outputs, tf.shape(p))
+        unit = self.unit(p.dtype)
+        step = dist.score(b) - dist.score(neighbour)
+        seen = seen_curvature(dist, step, df_db, df_dneighbour) / unit
+        unforeseen = seen - at_step(step, outputs)
+        # (1 - p) f'(1) - p f'(0), with f'(1) and f'(0) as mean and difference
+        lo, hi = dist.support
+        mean = 0.5 * (hi - lo) * at_step(step, df_db + df_dneighbour) / unit
+        p_j = at_step(step, p)
+        noise = (1 - 2 * p_j) * mean + 0.5 * seen
+        # the braces of `curved_flip_gradient`
+        error = trapezoid_error(b, neighbour, f_b, f_neighbour, df_db, df_dneighbour) / unit
+        share = at_step(step, self.share(dist))
+        error = sum_event(step) * error - share * (p_j - 0.5) * unforeseen
+        learned = (
+            (unforeseen, self.log_unforeseen),
+            (noise, self.log_noise),
+            (tf.stop_gradient(error), self.log_error),
+        )
+        losses = [normal_loss(e, self._log_variance(variable, step)) for e, variable in learned]
+        return tf.stop_gradient(unit * outputs), tf.add_n(losses)
+
+    def _log_variance(self, variable, step) -> tf.Tensor:
+        values = 10 * tf.cast(variable, step.dtype)
+        return at_step(step, tf.reshape(values, [1, *step.shape[1:]]))
+
+    def observe(self, f_b, context):
+        if self._learns:
+            self.past.update(f_b)
+
+    def get_config(self) -> dict[str, Any]:
+        curvature = self._curvature_argument
+        if curvature is None:
+            curvature = keras.saving.serialize_keras_object(self.curvature)
+        return {**super().get_config(), "curvature": curvature, "decay": self.decay}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if isinstance(config.get("curvature"), dict):
+            config["curvature"] = keras.saving.deserialize_keras_object(config["curvature"])
+        return cls(**config)
+
+
+def normal_loss(error: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
+    """The batch mean of minus the log-density of normal errors, but for a constant."""
+    return batch_mean(0.5 * (tf.square(error) * tf.exp(-log_variance) + log_variance))
