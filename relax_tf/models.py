@@ -18,7 +18,8 @@ class RelaxModel(RelaxTrainer, keras.Model):
     Scalar `add_loss` terms and regularisers are added to the training loss as usual. A plain
     optimizer is wrapped in `relax_tf.RelaxOptimizer`. Logged are the loss (in nats, if the
     compiled loss is), each layer's second moment of the gradient estimate and the norm of its
-    control variate's gradient. For another cost override `compute_cost`.
+    control variate's gradient; where there is a KL, also its value in nats and the compiled loss
+    without it. For another cost override `compute_cost`.
 
     Example:
 
@@ -29,7 +30,7 @@ class RelaxModel(RelaxTrainer, keras.Model):
     >>> x = tf.ones([32, 4])
     >>> history = model.fit(x, x, verbose=0)
     >>> sorted(history.history)
-    ['b_control_variate_norm', 'b_second_moment', 'loss']
+    ['b_control_variate_norm', 'b_kl', 'b_second_moment', 'compiled_loss', 'loss']
     """
 
     def __new__(cls, *args, **kwargs):

@@ -81,7 +81,7 @@ class StochasticLayer(keras.layers.Layer):
         self.inference = inference
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.tracked = _Tracked(self.name)
+        self.tracked = _Tracked(self.name, has_kl=prior is not None)
         of_dense = {
             "use_bias": boolean(use_bias, "use_bias"),
             "kernel_initializer": kernel_initializer,
@@ -434,20 +434,23 @@ class _Tracked:
     that holds the layer would log zeros.
     """
 
-    def __init__(self, layer_name: str):
+    def __init__(self, layer_name: str, has_kl: bool):
         self._layer_name = layer_name
         self.metrics: dict[str, keras.metrics.Mean] = {}
         self.add("second_moment")
+        if has_kl:
+            self.add("kl")
 
     def add(self, name: str) -> None:
         if name not in self.metrics:
             self.metrics[name] = keras.metrics.Mean(name=f"{self._layer_name}_{name}")
 
     def update(
-        self, values: dict[str, tf.Tensor], examples: tf.Tensor, learned: tf.Tensor | None
+        self, values: dict[str, tf.Tensor], examples: tf.Tensor, learned: tf.Tensor | None = None
     ) -> None:
         """Takes in a step's values; the norm only if the control variate `learned` (None: yes)."""
-        for name, metric in self.metrics.items():
+        for name in values.keys() & self.metrics.keys():
+            metric = self.metrics[name]
             weight = tf.cast(examples, metric.dtype)
             if learned is not None and name == "control_variate_norm":
                 weight *= tf.cast(learned, metric.dtype)

@@ -7,6 +7,7 @@ training step are in `relax_tf.step`.
 
 import dataclasses
 import threading
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -95,11 +96,13 @@ class Pass:
     Attributes:
         calls: the records so far, in order.
         latents: of the same calls, what a cost may see; it grows while the cost makes calls.
+        terms: the parts of the cost that have a name, `[batch]` each.
     """
 
     def __init__(self):
         self.calls: list[Call] = []
         self.latents = Latents()
+        self.terms: dict[str, tf.Tensor] = {}
 
     def __enter__(self):
         _stack().append(self)
@@ -116,6 +119,13 @@ class Pass:
         self.calls.append(Call(name, layer, dist, eps, z, sample, kl, context))
         self.latents[name] = Latent(dist, sample, kl)
         return sample
+
+    def total(self, cost: Any) -> Any:
+        """The cost that `compute_cost` returned: itself, or the sum of a dict of terms."""
+        if not isinstance(cost, Mapping):
+            return cost
+        self.terms.update(cost)
+        return _sum_of_terms(cost)
 
     def _choose(
         self, index: int, layer: Any, dist: Distribution
@@ -158,6 +168,23 @@ class EvaluationPass(Pass):
 def without_chance(dist: Distribution, inference: str) -> tf.Tensor:
     """What a layer emits under `inference="mean"` or `"mode"`."""
     return dist.mean() if inference == "mean" else dist.mode()
+
+
+def _sum_of_terms(terms: Mapping[str, Any]) -> tf.Tensor:
+    """The sum `[batch]` of terms `[batch]`, or a ValueError that shows which one is another shape.
+
+    Terms that are not floating point are made so.
+    """
+    tensors = {name: tf.convert_to_tensor(term) for name, term in terms.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if not tensors or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(
+            "`compute_cost` must return the cost of each example, shape [batch], or a dict of such "
+            f"terms, at least one. Received a dict of shapes: {shapes}"
+        )
+    double = any(tensor.dtype == tf.float64 for tensor in tensors.values())
+    dtype = tf.float64 if double else tf.float32
+    return tf.add_n([tf.cast(tensor, dtype) for tensor in tensors.values()])
 
 
 def active_pass() -> Pass | None:
