@@ -13,10 +13,12 @@ from relax_tf import (  # noqa: E402
     policy_gradients,
 )
 from relax_tf.layers import (  # noqa: E402
+    Parameters,
     StochasticBinaryLayer,
     StochasticCategoricalLayer,
     StochasticNormalLayer,
 )
+from relax_tf.layers.passes import Latent  # noqa: E402
 from relax_tf.models import RelaxModel  # noqa: E402
 from relax_tf.optimizers import RelaxOptimizer  # noqa: E402
 from relax_tf.step.estimation import ModelEstimate  # noqa: E402
@@ -24,7 +26,9 @@ from relax_tf.step.estimation import ModelEstimate  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "Latent",
     "ModelEstimate",
+    "Parameters",
     "RelaxModel",
     "RelaxOptimizer",
     "StochasticBinaryLayer",

@@ -105,6 +105,30 @@ def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = Non
         compile_loss._flat_losses, compile_loss._metrics = flat_losses, metrics
 
 
+# Keras's losses that take the mean of as many losses as an example has numbers.
+_MEANS = (
+    keras.losses.binary_crossentropy,
+    keras.losses.binary_focal_crossentropy,
+    keras.losses.huber,
+    keras.losses.log_cosh,
+    keras.losses.mean_absolute_error,
+    keras.losses.mean_squared_error,
+    keras.losses.poisson,
+)
+
+
+def averaged_over(compile_loss: Any, y_pred: Any) -> int:
+    """Of how many numbers of an example the compiled loss is known to be a mean; 1 if of none.
+
+    Known is that of a sole loss of Keras's own that has no weight.
+    """
+    losses, outputs = compile_loss._flat_losses, keras.tree.flatten(y_pred)
+    if len(losses) != 1 or len(outputs) != 1 or losses[0].loss_weights is not None:
+        return 1
+    is_mean = getattr(losses[0].loss, "fn", None) in _MEANS
+    return outputs[0].shape[1:].num_elements() or 1 if is_mean else 1
+
+
 def refuse_sums(compile_loss: Any) -> None:
     """Raises a ValueError if one of the compiled losses is summed over the batch.
 

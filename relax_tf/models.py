@@ -1,9 +1,11 @@
 """RelaxModel: a Keras model that trains through the samples of its stochastic layers."""
 
+import functools
 from typing import Any
 
 import keras
 
+from relax_tf.deployment import export, inference_model
 from relax_tf.step.graph import Functional
 from relax_tf.step.trainer import RelaxTrainer
 
@@ -16,7 +18,8 @@ class RelaxModel(RelaxTrainer, keras.Model):
     Scalar `add_loss` terms and regularisers are added to the training loss as usual. A plain
     optimizer is wrapped in `relax_tf.RelaxOptimizer`. Logged are the loss (in nats, if the
     compiled loss is), each layer's second moment of the gradient estimate and the norm of its
-    control variate's gradient. For another cost override `compute_cost`.
+    control variate's gradient; where there is a KL, also its value in nats and the compiled loss
+    without it. For another cost override `compute_cost`.
 
     Example:
 
@@ -27,7 +30,7 @@ class RelaxModel(RelaxTrainer, keras.Model):
     >>> x = tf.ones([32, 4])
     >>> history = model.fit(x, x, verbose=0)
     >>> sorted(history.history)
-    ['b_control_variate_norm', 'b_second_moment', 'loss']
+    ['b_control_variate_norm', 'b_kl', 'b_second_moment', 'compiled_loss', 'loss']
     """
 
     def __new__(cls, *args, **kwargs):
@@ -49,6 +52,42 @@ class RelaxModel(RelaxTrainer, keras.Model):
             _make_functional(type(self))
         _Trainer.__init__(self)
         Functional.__init__(self, *args, **kwargs)
+
+    def for_inference(self, inference: str = "mode") -> keras.Model:
+        """A plain `keras.Model` with this model's weights, to predict with, save and export.
+
+        It shares the weights, so that further training of this model shows in it. It has no
+        control variates, and no prior or KL; `layer.inference` of this model has no say in it.
+        Whoever loads what it saves must `import relax_tf`, which registers the layers' classes;
+        a SavedModel or a TFLite file needs no relax_tf at all. Where stochastic layers are hidden
+        from a graph (in the `call` of a subclass, or in a layer of one's own) it is an
+        `InferenceModel` around this one: then a `.keras` file holds this whole model and needs its
+        class, while an export still leaves control variates out.
+
+        Args:
+            inference: what all stochastic layers emit: `"mode"`, the most probable values;
+                `"mean"`; or `"sample"`, which SavedModels can and TFLite and ONNX cannot.
+
+        Raises:
+            ValueError: for another `inference`, or if the model has no weights yet.
+
+        Example:
+
+        >>> inputs = keras.Input([4])
+        >>> b = relax_tf.StochasticBinaryLayer(8, name="b")(inputs)
+        >>> model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(b))
+        >>> plain = model.for_inference("mode")
+        >>> type(plain) is type(keras.Model(inputs, b))
+        True
+        >>> plain.count_params()  # of two dense layers
+        58
+        """
+        return inference_model(self, inference)
+
+    @functools.wraps(keras.Model.export)
+    def export(self, filepath, *args, **kwargs):
+        samples = any(layer.inference == "sample" for layer in self._stochastic_layers())
+        export(self, samples, filepath, *args, **kwargs)
 
 
 # `keras.Model.__init__` turns a class that is given inputs and outputs into a functional one by

@@ -30,9 +30,11 @@ def test_docstring_examples_run(name):
     [
         relax_tf.RelaxModel,
         relax_tf.RelaxOptimizer,
+        relax_tf.Latent,
         relax_tf.StochasticBinaryLayer,
         relax_tf.StochasticCategoricalLayer,
         relax_tf.StochasticNormalLayer,
+        relax_tf.Parameters,
         relax_tf.losses.BernoulliNegativeLogLikelihood,
         relax_tf.distributions.Bernoulli,
         relax_tf.distributions.Normal,

@@ -37,6 +37,7 @@ def forced_costs(model, batch, states):
     with keras.StatelessScope(), forced:
         y_pred = model(x, training=True) if model._call_has_training_arg else model(x)
         cost = model.compute_cost(x, y, y_pred, forced.latents, sample_weight=weight)
+        cost = forced.total(cost)
     log_p = [call.dist.log_prob(call.sample) for call in forced.calls]
     return cost, tf.add_n(log_p), forced.calls
 

@@ -387,3 +387,29 @@ def test_mixed_precision_estimates_in_float32(policy, jit_compile):
     for estimate in model.estimate(*data()).estimates.values():
         assert estimate.cost.dtype == tf.float32
         assert all(g.dtype == tf.float32 for g in tf.nest.flatten(estimate.gradient))
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_weights_of_a_dense_layer_are_taken_over(use_bias):
+    dense = keras.layers.Dense(4, use_bias=use_bias, bias_initializer="ones")
+    layer = relax_tf.StochasticBinaryLayer(4, "relax", prior="learned", use_bias=use_bias)
+    x = tf.ones([2, 3])
+    logits = dense(x)
+    layer(x)
+    others = [w for w in layer.weights if "theta" not in w.path]
+    before = [w.numpy() for w in others]
+    layer.set_weights(dense.get_weights())
+    np.testing.assert_array_equal(layer.distribution(x).logits, logits)
+    for variable, value in zip(others, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+    layer.set_weights([0 * w for w in layer.get_weights()])  # all of them, as ever
+    assert not any(np.any(w) for w in layer.get_weights())
+    with pytest.raises(ValueError, match="expecting"):
+        layer.set_weights(dense.get_weights() * 2)
+
+
+def test_without_a_kernel_set_weights_is_keras_s():
+    layer = relax_tf.StochasticBinaryLayer(None, "reinforce", prior="learned")
+    layer(tf.zeros([2, 3]))
+    layer.set_weights([np.ones(3)])
+    np.testing.assert_array_equal(layer.prior_logits, np.ones(3))

@@ -192,6 +192,8 @@ def test_pickled_and_copied_models_continue(copied):
 
 DENSE = {"name": "x", "kernel_regularizer": keras.regularizers.L2(0.1), "seed": 3}
 PUBLIC = [
+    relax_tf.StochasticBinaryLayer(None, prior="learned", name="own"),
+    relax_tf.Parameters([2, 3], "ones", constraint="non_neg", name="p"),
     relax_tf.StochasticBinaryLayer(
         3, "rebar", (-1, 1), prior="learned", kl="sampled", inference="mean", **DENSE
     ),

@@ -139,6 +139,14 @@ class Distribution:
         """
         return self.from_noise(self.noise(seed, sample_shape))
 
+    def mean(self) -> tf.Tensor:
+        """`E[b]`, shape `[batch, *event]`."""
+        raise NotImplementedError
+
+    def mode(self) -> tf.Tensor:
+        """The most probable sample, shape `[batch, *event]`."""
+        raise NotImplementedError
+
     def sloped(self, z: tf.Tensor) -> tf.Tensor:
         """`H(z)`, with a backward path to `theta` that leads through `z`.
 

@@ -90,6 +90,10 @@ class Bernoulli(Distribution):
         """`E[b]` in the support, shape `[batch, *event]`."""
         return self._label(tf.sigmoid(self.theta))
 
+    def mode(self) -> tf.Tensor:
+        """The most probable sample, shape `[batch, *event]`; of equal probabilities the lower."""
+        return self.harden(self.theta)
+
     def enumerate(self) -> tf.Tensor:
         """All samples of one event, shape `[2 ** n, *event]` for n variables."""
         return self._all_states(np.array(self.support), self.shape[1:])

@@ -88,6 +88,10 @@ class Normal(Distribution):
         """`E[b] = loc`, shape `[batch, *event]`."""
         return self.loc
 
+    def mode(self) -> tf.Tensor:
+        """The most probable sample, `loc`, shape `[batch, *event]`."""
+        return self.loc
+
     # Derivatives with respect to theta, as pairs.
 
     def score(self, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

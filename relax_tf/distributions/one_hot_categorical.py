@@ -97,6 +97,10 @@ class OneHotCategorical(Distribution):
         """`E[b] = softmax(theta)`, shape `[batch, *event, classes]`."""
         return tf.nn.softmax(self.theta)
 
+    def mode(self) -> tf.Tensor:
+        """The most probable sample, `[batch, *event, classes]`; of equal ones the first class."""
+        return self.harden(self.theta)
+
     def enumerate(self) -> tf.Tensor:
         """All samples of one event, shape `[classes ** n, *event, classes]` for n variables."""
         return self._all_states(np.eye(self.shape[-1] or 0), self.shape[1:-1])

@@ -11,8 +11,17 @@ from relax_tf import estimators
 from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.estimate import batch_mean
-from relax_tf.layers.passes import active_pass
+from relax_tf.layers.passes import active_pass, without_chance
 from relax_tf.validation import boolean, one_of, refuse_sparse
+
+# The settings of `x W + beta`, with their defaults.
+_OF_DENSE = {
+    "use_bias": True,
+    "kernel_initializer": "glorot_uniform",
+    "bias_initializer": "zeros",
+    "kernel_regularizer": None,
+    "bias_regularizer": None,
+}
 
 
 class StochasticLayer(keras.layers.Layer):
@@ -21,28 +30,34 @@ class StochasticLayer(keras.layers.Layer):
     `layer(inputs, context=...)` shows the control variate something else than the inputs.
 
     Args:
-        num_outputs: the size of `x W + beta`.
+        num_outputs: the size of `x W + beta`; None if the inputs themselves are theta.
         estimator: an id such as `"relaxed_rebar"`, a config or an `Estimator`.
         prior: None, the name of the class's fixed prior, or `"learned"`; with a prior the layer
             adds its KL to the cost.
         kl: `"analytic"`, or `"sampled"` for the log-ratio at the sample, as in the paper.
-        inference: `"sample"` or `"mean"`: what the layer emits outside training.
+        inference: `"sample"`, `"mean"` or `"mode"`: what the layer emits outside training; an
+            attribute that may be assigned at any time.
         use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: as
-            in `keras.layers.Dense`.
+            in `keras.layers.Dense`; not to be given if `num_outputs` is None.
         seed: an integer for the layer's noise; by default Keras's own choice, which
             `keras.utils.set_random_seed` governs.
 
     Attributes:
         family: the class of the layer's distributions.
         fixed_prior: the name of the prior that has nothing to learn.
+        unit_rank: how many of the last axes of a sample make one unit or array of units; axes
+            in front of them repeat it.
+        theta_shape: of inputs that are theta, for messages.
     """
 
     family: type[Distribution]
     fixed_prior = "uniform"
+    unit_rank = 1
+    theta_shape = "[batch, ..., units]"
 
     def __init__(
         self,
-        num_outputs: int,
+        num_outputs: int | None,
         estimator: str | dict[str, Any] | estimators.Estimator,
         prior: str | None = None,
         kl: str = "analytic",
@@ -55,6 +70,9 @@ class StochasticLayer(keras.layers.Layer):
         seed: int | None = None,
         **kwargs,
     ):
+        if num_outputs is None:
+            # The inputs' own precision, whatever the layer computes in: they are theta.
+            kwargs = {"autocast": False, **kwargs}
         super().__init__(**kwargs)
         self.supports_masking = True
         self.estimator = estimator
@@ -63,17 +81,29 @@ class StochasticLayer(keras.layers.Layer):
         self.inference = inference
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.tracked = _Tracked(self.name)
-        self.dense = keras.layers.Dense(
-            num_outputs,
-            use_bias=boolean(use_bias, "use_bias"),
-            kernel_initializer=kernel_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
-            dtype=self.dtype_policy,
-            name="theta",
-        )
+        self.tracked = _Tracked(self.name, has_kl=prior is not None)
+        of_dense = {
+            "use_bias": boolean(use_bias, "use_bias"),
+            "kernel_initializer": kernel_initializer,
+            "bias_initializer": bias_initializer,
+            "kernel_regularizer": kernel_regularizer,
+            "bias_regularizer": bias_regularizer,
+        }
+        if num_outputs is None:
+            self._refuse_settings_of_dense(of_dense)
+            self.dense = None
+        else:
+            self.dense = keras.layers.Dense(
+                num_outputs, **of_dense, dtype=self.dtype_policy, name="theta"
+            )
+
+    def _refuse_settings_of_dense(self, settings: dict[str, Any]) -> None:
+        for name, value in settings.items():
+            if value != _OF_DENSE[name]:
+                raise ValueError(
+                    f"layer {self.name!r} has no kernel and no bias, because its inputs are theta: "
+                    f"`{name}` belongs to the layer that computes them. Received: {name}={value!r}"
+                )
 
     def __setattr__(self, name, value):
         # No property: Keras would save its variables under the name of what is behind it.
@@ -97,22 +127,30 @@ class StochasticLayer(keras.layers.Layer):
 
     @property
     def inference(self) -> str:
-        """What the layer emits outside training."""
+        """What the layer emits outside training; a RelaxModel heeds an assignment from then on.
+
+        `"sample"`: a hard sample, so that the loss of `evaluate` estimates the expected cost that
+        training minimises. `"mode"`: the most probable hard sample; the loss is the cost of that
+        one sample, what a deployed model without chance would incur. `"mean"`: `E[b]`, as a rule
+        not a value that `b` can have; the loss is the cost at the mean, which is neither the
+        expected cost nor a bound of it unless the cost is linear. A KL that is `"analytic"` is the
+        same under all three; a `"sampled"` one is taken at what is emitted.
+        """
         return self._inference
 
     @inference.setter
     def inference(self, value: str) -> None:
-        self._inference = one_of(value, ["sample", "mean"], "inference")
+        self._inference = one_of(value, ["sample", "mean", "mode"], "inference")
 
     @property
-    def kernel(self) -> keras.Variable:
-        """W, shape `[features, num_outputs]`."""
-        return self.dense.kernel
+    def kernel(self) -> keras.Variable | None:
+        """W, shape `[features, num_outputs]`; None where the inputs are theta."""
+        return None if self.dense is None else self.dense.kernel
 
     @property
     def bias(self) -> keras.Variable | None:
-        """beta, shape `[num_outputs]`."""
-        return self.dense.bias
+        """beta, shape `[num_outputs]`; None without one."""
+        return None if self.dense is None else self.dense.bias
 
     # What a subclass defines.
 
@@ -124,18 +162,56 @@ class StochasticLayer(keras.layers.Layer):
         """The prior, with axes of size 1 for the batch and for leading axes of the event."""
         raise NotImplementedError
 
-    def build_prior(self) -> None:
-        """Creates the prior's variables, by `add_prior_weight`."""
+    def build_prior(self, units: tuple[int, ...]) -> None:
+        """Creates the prior's variables, by `add_prior_weight`, of the shape of the units."""
         raise NotImplementedError
+
+    # Theta.
+
+    def theta(self, inputs: Any) -> Any:
+        """`x W + beta`; or the inputs where they are theta, in float32 at least."""
+        if self.dense is not None:
+            return self.dense(inputs)
+        dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        return keras.tree.map_structure(
+            lambda t: tf.cast(t, dtype) if tf.as_dtype(t.dtype).is_floating else t, inputs
+        )
+
+    def _default_context(self, inputs: Any, dist: Distribution) -> tf.Tensor:
+        """What the control variate sees if it is shown nothing else: the inputs.
+
+        Of inputs that are theta those that are finite, side by side if they are several.
+        """
+        if self.dense is not None:
+            return inputs
+        return tf.concat([dist.zero_where_fixed(t) for t in tf.nest.flatten(dist.theta)], -1)
 
     # Variables.
 
     def build(self, inputs_shape, context_shape=None):
-        self.dense.build(inputs_shape)
+        shape = tuple(self.compute_output_shape(inputs_shape))
+        if self.dense is None:
+            self._check_theta_shape(inputs_shape, shape)
+        elif not self.dense.built:  # `for_inference` shares one
+            self.dense.build(inputs_shape)
         if self.prior is not None:
-            self.build_prior()
-        context_shape = inputs_shape if context_shape is None else context_shape
-        self._build_estimator(self.compute_output_shape(inputs_shape), context_shape)
+            self.build_prior(shape[-self.unit_rank :])
+        if context_shape is None:
+            parts = len(inputs_shape) if _is_nested(inputs_shape) else 1
+            context_shape = (*shape[:-1], parts * shape[-1]) if self.dense is None else inputs_shape
+        self._build_estimator(shape, context_shape)
+
+    def _check_theta_shape(self, inputs_shape: Any, shape: tuple[int | None, ...]) -> None:
+        units = shape[-self.unit_rank :]
+        if len(shape) <= len(units) or None in units:
+            raise ValueError(
+                f"layer {self.name!r} has no kernel: its inputs are theta, and must have shape "
+                f"{self.theta_shape} with known {self.theta_shape.split('..., ')[1][:-1]}. "
+                f"Received shape: {inputs_shape}"
+            )
+        axes = {-axis: size for axis, size in enumerate(reversed(units), start=1)}
+        spec = keras.InputSpec(min_ndim=len(units) + 1, axes=axes)
+        self.input_spec = [spec] * len(inputs_shape) if _is_nested(inputs_shape) else spec
 
     def add_prior_weight(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
         """A parameter of the prior that starts at 0, and stays there unless it is learned."""
@@ -157,19 +233,55 @@ class StochasticLayer(keras.layers.Layer):
         if self.estimator.trainable_variables:
             self.tracked.add("control_variate_norm")
 
+    def for_inference(self, inference: str) -> "StochasticLayer":
+        """A layer with the same W and beta that emits samples, means or modes, and learns nothing.
+
+        It has no control variate, no prior and a generator of its own.
+        """
+        settings = {"estimator": "reinforce", "prior": None, "inference": inference}
+        layer = type(self).from_config({**self.get_config(), **settings})
+        if self.dense is not None:
+            layer._tracker.untrack(layer.dense)
+            layer.dense = self.dense
+        return layer
+
     # What a pass asks.
 
-    def call(self, inputs, training=None, mask=None, context=None):
-        """A sample of `p(b|theta)`, theta computed from `inputs`.
+    def mean(self, inputs: Any) -> Any:
+        """`E[b]` given the inputs, in place of a sample: probabilities as an output of a model.
+
+        It is no sample: no estimator takes part, no KL is added, and gradients flow through it as
+        through any other operation. If the layer has a `context`, call it before its `mean`.
+
+        Args:
+            inputs: as of the layer itself: tensors, or symbols of a functional model.
+
+        Returns:
+            The shape and dtype of a sample. In the support: of `(-1, 1)` a number between the two.
+
+        Example:
+
+        >>> inputs = keras.Input([5])
+        >>> layer = relax_tf.StochasticBinaryLayer(3)
+        >>> outputs = keras.layers.Dense(2)(layer(inputs))
+        >>> model = relax_tf.RelaxModel(inputs, {"y": outputs, "probabilities": layer.mean(inputs)})
+        >>> model.compile("adam", loss={"y": "mse"})
+        """
+        return self(inputs, output="mean")
+
+    def call(self, inputs, training=None, mask=None, context=None, output="sample"):
+        """A sample of `p(b|theta)`, theta computed from `inputs`; with `output="mean"` its mean.
 
         `context` is what the control variate sees besides z, `[batch, ...]`, by default the
         inputs. It may hold whatever is known before this sample is drawn, such as the data and
         samples upstream; what depends on the sample would bias the estimate.
         """
         self._refuse_sparse(inputs, context)
-        if mask is None and context is not None:  # Keras fills in the mask of a sole tensor only
-            mask = getattr(inputs, "_keras_mask", None)
-        if mask is not None and self.prior is not None:
+        if output == "mean":
+            return tf.cast(self.distribution(inputs).mean(), self.compute_dtype)
+        if mask is None and context is not None:  # Keras fills in the masks of a sole argument
+            mask = [getattr(t, "_keras_mask", None) for t in keras.tree.flatten(inputs)]
+        if self.compute_mask(inputs, mask) is not None and self.prior is not None:
             raise ValueError(
                 f"layer {self.name!r} received a mask, but its KL would count masked steps too. "
                 "Use prior=None and add a masked KL in `compute_cost`."
@@ -179,7 +291,9 @@ class StochasticLayer(keras.layers.Layer):
         sample = (
             self._sample_alone(dist, training)
             if current is None
-            else current.emit(self, dist, inputs if context is None else context)
+            else current.emit(
+                self, dist, self._default_context(inputs, dist) if context is None else context
+            )
         )
         return tf.cast(sample, self.compute_dtype)
 
@@ -187,8 +301,14 @@ class StochasticLayer(keras.layers.Layer):
         self._refuse_sparse(inputs, kwargs.get("context"))
         return super().compute_output_spec(inputs, *args, **kwargs)
 
+    def compute_mask(self, inputs, previous_mask):
+        """The mask of the input; where that is `[loc, scale]`, of the first that has one."""
+        masks = [mask for mask in keras.tree.flatten(previous_mask) if mask is not None]
+        return masks[0] if masks else None
+
     def _refuse_sparse(self, inputs: Any, context: Any) -> None:
-        refuse_sparse(inputs, f"the input of layer {self.name!r}")
+        for value in keras.tree.flatten(inputs):
+            refuse_sparse(value, f"the input of layer {self.name!r}")
         refuse_sparse(context, f"the context of layer {self.name!r}")
 
     def _sample_alone(self, dist: Distribution, training: bool | None) -> tf.Tensor:
@@ -200,7 +320,9 @@ class StochasticLayer(keras.layers.Layer):
 
     def _sample_without_pass(self, dist: Distribution, training: bool | None) -> tf.Tensor:
         if not training:
-            return dist.mean() if self.inference == "mean" else dist.draw(self._seed_alone()).b
+            if self.inference != "sample":
+                return without_chance(dist, self.inference)
+            return dist.draw(self._seed_alone()).b
         if self.estimator.needs_cost:
             raise ValueError(
                 f"layer {self.name!r} was called with training=True outside of a training step "
@@ -236,6 +358,16 @@ class StochasticLayer(keras.layers.Layer):
 
     # Keras.
 
+    def set_weights(self, weights: list[Any]) -> None:
+        """As in any Keras layer; or `[kernel, bias]` alone, `get_weights()` of a `Dense`.
+
+        Args:
+            weights: arrays, for all weights of the layer or for W and beta.
+        """
+        of_dense = [] if self.dense is None else self.dense.weights
+        only_dense = 0 < len(weights) == len(of_dense) < len(self.weights)
+        (self.dense if only_dense else super()).set_weights(weights)
+
     def save_own_variables(self, store):
         super().save_own_variables(store)
         store["seed_generator_state"] = keras.ops.convert_to_numpy(self.seed_generator.state)
@@ -252,17 +384,10 @@ class StochasticLayer(keras.layers.Layer):
         self.seed_generator.state.assign(state[()])
 
     def get_config(self) -> dict[str, Any]:
-        dense = self.dense.get_config()
-        shared = (
-            "use_bias",
-            "kernel_initializer",
-            "bias_initializer",
-            "kernel_regularizer",
-            "bias_regularizer",
-        )
+        dense = {} if self.dense is None else self.dense.get_config()
         return {
             **super().get_config(),
-            **{key: dense[key] for key in shared},
+            **{key: dense[key] for key in _OF_DENSE if key in dense},
             "estimator": _without_shapes(estimators.serialize(self.estimator)),
             "prior": self.prior,
             "kl": self.kl,
@@ -275,6 +400,11 @@ def as_event(weight: keras.Variable, event_rank: int) -> tf.Tensor:
     """A prior's parameter with leading axes of size 1, for the batch and the rest of the event."""
     missing = 1 + event_rank - len(weight.shape)
     return tf.reshape(tf.convert_to_tensor(weight), [1] * missing + list(weight.shape))
+
+
+def _is_nested(shape: Any) -> bool:
+    """Whether it is the shapes of a list of inputs; files have lists for tuples."""
+    return isinstance(shape[0], list | tuple)
 
 
 def _position_in_call(layer: StochasticLayer) -> int:
@@ -304,20 +434,23 @@ class _Tracked:
     that holds the layer would log zeros.
     """
 
-    def __init__(self, layer_name: str):
+    def __init__(self, layer_name: str, has_kl: bool):
         self._layer_name = layer_name
         self.metrics: dict[str, keras.metrics.Mean] = {}
         self.add("second_moment")
+        if has_kl:
+            self.add("kl")
 
     def add(self, name: str) -> None:
         if name not in self.metrics:
             self.metrics[name] = keras.metrics.Mean(name=f"{self._layer_name}_{name}")
 
     def update(
-        self, values: dict[str, tf.Tensor], examples: tf.Tensor, learned: tf.Tensor | None
+        self, values: dict[str, tf.Tensor], examples: tf.Tensor, learned: tf.Tensor | None = None
     ) -> None:
         """Takes in a step's values; the norm only if the control variate `learned` (None: yes)."""
-        for name, metric in self.metrics.items():
+        for name in values.keys() & self.metrics.keys():
+            metric = self.metrics[name]
             weight = tf.cast(examples, metric.dtype)
             if learned is not None and name == "control_variate_norm":
                 weight *= tf.cast(learned, metric.dtype)

@@ -16,11 +16,12 @@ class StochasticBinaryLayer(StochasticLayer):
     """Binary units: `theta = x W + beta` are logits, `b ~ Bernoulli(sigmoid(theta))`.
 
     Inputs `[batch, ..., features]`, outputs `[batch, ..., units]` in the layer's compute dtype.
-    Trained inside `relax_tf.RelaxModel`; with `concrete`, `straight_through` or
-    `reinmax` in any model.
+    With `units=None` there are no W and beta: the inputs are the logits, `[batch, ..., units]`.
+    Trained inside `relax_tf.RelaxModel`; with `concrete`, `straight_through` or `reinmax` in any
+    model.
 
     Args:
-        units: the number of binary units.
+        units: the number of binary units, or None for inputs that are logits.
         estimator: how gradients come back through the sample: an id (`"relaxed_rebar"`,
             `"rebar"`, `"relax"`, `"reinforce"`, `"concrete"`, `"straight_through"`), a config
             or an `Estimator`.
@@ -29,16 +30,17 @@ class StochasticBinaryLayer(StochasticLayer):
             with trainable logits that start at 0. With a prior the layer's KL, in nats, joins
             the cost of each example.
         kl: `"analytic"` or `"sampled"` (`log p(b|theta) - log prior(b)` at the sample).
-        inference: what to emit outside training, `"sample"` or `"mean"`.
+        inference: what to emit outside training, `"sample"`, `"mean"` (`E[b]`) or `"mode"` (the
+            most probable value of each unit); may be assigned later. See the property.
         use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: as
-            in `keras.layers.Dense`.
+            in `keras.layers.Dense`; not with `units=None`.
         seed: an integer for the layer's noise.
 
     Raises:
         ValueError: for an unknown estimator or one for continuous samples, an unknown prior, kl
-            or inference, `units` below 1, or a `support` that is not an increasing pair; when
-            called with `training=True` outside of a `RelaxModel` although the estimator needs
-            the cost.
+            or inference, `units` below 1, a `support` that is not an increasing pair, or a setting
+            of W and beta with `units=None`; for logits without axes `[batch, units]`; when called
+            with `training=True` outside of a `RelaxModel` although the estimator needs the cost.
 
     Example:
 
@@ -46,6 +48,13 @@ class StochasticBinaryLayer(StochasticLayer):
     >>> sample = layer(tf.zeros([2, 5]))
     >>> bool(tf.reduce_all(tf.abs(sample) == 1))
     True
+
+    Logits of your own:
+
+    >>> inputs = keras.Input([5])
+    >>> logits = keras.layers.Dense(3)(keras.layers.Dense(8, "tanh")(inputs))
+    >>> relax_tf.StochasticBinaryLayer(units=None)(logits).shape
+    (None, 3)
 
     A one-layer VAE:
 
@@ -60,7 +69,7 @@ class StochasticBinaryLayer(StochasticLayer):
 
     def __init__(
         self,
-        units: int,
+        units: int | None,
         estimator: str | dict[str, Any] | Estimator = "relaxed_rebar",
         support: tuple[float, float] = (0, 1),
         prior: str | None = None,
@@ -74,7 +83,7 @@ class StochasticBinaryLayer(StochasticLayer):
         seed: int | None = None,
         **kwargs,
     ):
-        units = positive_integer(units, "units")
+        units = None if units is None else positive_integer(units, "units")
         super().__init__(
             units,
             estimator,
@@ -92,14 +101,14 @@ class StochasticBinaryLayer(StochasticLayer):
         self.units = units
         self.support = check_support(support)
 
-    def build_prior(self):
-        self.prior_logits = self.add_prior_weight("prior_logits", (self.units,))
+    def build_prior(self, units):
+        self.prior_logits = self.add_prior_weight("prior_logits", units)
 
     def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.units)
+        return input_shape if self.units is None else (*input_shape[:-1], self.units)
 
     def distribution(self, inputs):
-        return Bernoulli(self.dense(inputs), self.support)
+        return Bernoulli(self.theta(inputs), self.support)
 
     def prior_distribution(self, event_rank=1):
         return Bernoulli(as_event(self.prior_logits, event_rank), self.support)

@@ -1,5 +1,6 @@
 """Categorical variables, as one-hot vectors."""
 
+import math
 from typing import Any
 
 import keras
@@ -8,7 +9,7 @@ import tensorflow as tf
 from relax_tf.distributions import OneHotCategorical
 from relax_tf.estimators import Estimator
 from relax_tf.layers.base import StochasticLayer, as_event
-from relax_tf.validation import positive_integer
+from relax_tf.validation import integer_of_at_least, positive_integer
 
 
 @keras.saving.register_keras_serializable("relax_tf")
@@ -16,13 +17,14 @@ class StochasticCategoricalLayer(StochasticLayer):
     """Categorical variables: `theta = x W + beta` are logits, `b ~ softmax(theta)` is one-hot.
 
     Inputs `[batch, ..., features]`, outputs `[batch, ..., num_variables, num_classes]` in the
-    layer's compute dtype; put a `keras.layers.Flatten` between it and a `Dense`. Trained inside
-    `relax_tf.RelaxModel`; with `concrete`, `straight_through` or
-    `reinmax` in any model.
+    layer's compute dtype; put a `keras.layers.Flatten` between it and a `Dense`. With
+    `num_variables=None, num_classes=None` there are no W and beta: the inputs are the logits,
+    `[batch, ..., variables, classes]`. Trained inside `relax_tf.RelaxModel`; with `concrete`,
+    `straight_through` or `reinmax` in any model.
 
     Args:
-        num_variables: the number of independent variables.
-        num_classes: the number of values of each, at least 2.
+        num_variables: the number of independent variables, or None for inputs that are logits.
+        num_classes: the number of values of each, at least 2; None likewise.
         estimator: as in `relax_tf.StochasticBinaryLayer`.
         prior: None; `"uniform"`, all classes equally likely; or `"learned"`, independent
             variables with trainable logits that start at 0. With a prior the layer's KL, in nats,
@@ -32,8 +34,10 @@ class StochasticCategoricalLayer(StochasticLayer):
 
     Raises:
         ValueError: for an unknown estimator or one for continuous samples, an unknown prior, kl
-            or inference, `num_variables` below 1 or `num_classes` below 2; when called with
-            `training=True` outside of a `RelaxModel` although the estimator needs the cost.
+            or inference, `num_variables` below 1 or `num_classes` below 2, one of the two without
+            the other, or a setting of W and beta without both; for logits without axes
+            `[batch, variables, classes]`; when called with `training=True` outside of a
+            `RelaxModel` although the estimator needs the cost.
 
     Example:
 
@@ -43,14 +47,22 @@ class StochasticCategoricalLayer(StochasticLayer):
     TensorShape([2, 20, 10])
     >>> bool(tf.reduce_all(tf.reduce_sum(sample, -1) == 1))
     True
+
+    Logits of your own, one variable of four classes:
+
+    >>> logits = keras.layers.Reshape([1, 4])(keras.layers.Dense(4)(tf.zeros([2, 5])))
+    >>> relax_tf.StochasticCategoricalLayer(None, None)(logits).shape
+    TensorShape([2, 1, 4])
     """
 
     family = OneHotCategorical
+    unit_rank = 2
+    theta_shape = "[batch, ..., variables, classes]"
 
     def __init__(
         self,
-        num_variables: int,
-        num_classes: int,
+        num_variables: int | None,
+        num_classes: int | None,
         estimator: str | dict[str, Any] | Estimator = "relaxed_rebar",
         prior: str | None = None,
         kl: str = "analytic",
@@ -63,12 +75,9 @@ class StochasticCategoricalLayer(StochasticLayer):
         seed: int | None = None,
         **kwargs,
     ):
-        num_variables = positive_integer(num_variables, "num_variables")
-        num_classes = positive_integer(num_classes, "num_classes")
-        if num_classes < 2:
-            raise ValueError(f"`num_classes` must be at least 2. Received: {num_classes}")
+        size = _checked_size(num_variables, num_classes)
         super().__init__(
-            num_variables * num_classes,
+            None if size is None else math.prod(size),
             estimator,
             prior,
             kl,
@@ -81,17 +90,20 @@ class StochasticCategoricalLayer(StochasticLayer):
             seed,
             **kwargs,
         )
-        self.num_variables, self.num_classes = num_variables, num_classes
+        self.num_variables, self.num_classes = size or (None, None)
 
-    def build_prior(self):
-        shape = (self.num_variables, self.num_classes)
-        self.prior_logits = self.add_prior_weight("prior_logits", shape)
+    def build_prior(self, units):
+        self.prior_logits = self.add_prior_weight("prior_logits", units)
 
     def compute_output_shape(self, input_shape):
+        if self.num_variables is None:
+            return input_shape
         return (*input_shape[:-1], self.num_variables, self.num_classes)
 
     def distribution(self, inputs):
-        flat = self.dense(inputs)
+        flat = self.theta(inputs)
+        if self.num_variables is None:
+            return OneHotCategorical(flat)
         leading = [
             size or tf.shape(flat)[axis] for axis, size in enumerate(flat.shape[:-1].as_list())
         ]
@@ -106,3 +118,16 @@ class StochasticCategoricalLayer(StochasticLayer):
             "num_variables": self.num_variables,
             "num_classes": self.num_classes,
         }
+
+
+def _checked_size(num_variables: int | None, num_classes: int | None) -> tuple[int, int] | None:
+    """Both numbers; None if both are None."""
+    if num_variables is None and num_classes is None:
+        return None
+    if num_variables is None or num_classes is None:
+        raise ValueError(
+            "`num_variables` and `num_classes` must be given both, or be None both for inputs that "
+            f"are logits. Received: num_variables={num_variables}, num_classes={num_classes}"
+        )
+    num_variables = positive_integer(num_variables, "num_variables")
+    return num_variables, integer_of_at_least(2, num_classes, "num_classes")

@@ -22,11 +22,13 @@ class StochasticNormalLayer(StochasticLayer):
 
     Inputs `[batch, ..., features]`, outputs `[batch, ..., units]` in the layer's compute dtype.
     The first half of `x W + beta`, shape `[batch, ..., 2 units]`, is `loc`; `softplus` of the
-    second half, plus 0.001, is `scale`. Trained inside `relax_tf.RelaxModel`; with
+    second half, plus 0.001, is `scale`. With `units=None` there are no W and beta: the inputs are
+    `[loc, scale]`, two tensors `[batch, ..., units]`, the scale positive and well above the
+    rounding of `loc` (`softplus(...) + 0.001`, say). Trained inside `relax_tf.RelaxModel`; with
     `reparameterization` in any model.
 
     Args:
-        units: the number of normal units.
+        units: the number of normal units, or None for inputs `[loc, scale]`.
         estimator: how gradients come back through the sample: an id (`"lax"`,
             `"reparameterization"`, `"reinforce"`), a config or an `Estimator`.
         prior: None; `"standard"`, mean 0 and scale 1; or `"learned"`, independent units with a
@@ -38,8 +40,9 @@ class StochasticNormalLayer(StochasticLayer):
 
     Raises:
         ValueError: for an unknown estimator or one for discrete samples, an unknown prior, kl or
-            inference, or `units` below 1; when called with `training=True` outside of a
-            `RelaxModel` although the estimator needs the cost.
+            inference, `units` below 1, or a setting of W and beta with `units=None`; for inputs
+            that are no pair of one shape, or a scale that is known not to be positive; when called
+            with `training=True` outside of a `RelaxModel` although the estimator needs the cost.
 
     Example:
 
@@ -47,6 +50,12 @@ class StochasticNormalLayer(StochasticLayer):
     >>> z = relax_tf.StochasticNormalLayer(10, "reparameterization", prior="standard")(inputs)
     >>> vae = relax_tf.RelaxModel(inputs, keras.layers.Dense(784)(z))
     >>> vae.compile("adam", loss=relax_tf.losses.BernoulliNegativeLogLikelihood())
+
+    Mean and scale of your own:
+
+    >>> loc, scale = keras.layers.Dense(3)(inputs), keras.layers.Dense(3, "softplus")(inputs)
+    >>> relax_tf.StochasticNormalLayer(units=None)([loc, scale]).shape
+    (None, 3)
     """
 
     family = Normal
@@ -54,7 +63,7 @@ class StochasticNormalLayer(StochasticLayer):
 
     def __init__(
         self,
-        units: int,
+        units: int | None,
         estimator: str | dict[str, Any] | Estimator = "lax",
         prior: str | None = None,
         kl: str = "analytic",
@@ -67,9 +76,9 @@ class StochasticNormalLayer(StochasticLayer):
         seed: int | None = None,
         **kwargs,
     ):
-        units = positive_integer(units, "units")
+        units = None if units is None else positive_integer(units, "units")
         super().__init__(
-            2 * units,
+            None if units is None else 2 * units,
             estimator,
             prior,
             kl,
@@ -84,15 +93,25 @@ class StochasticNormalLayer(StochasticLayer):
         )
         self.units = units
 
-    def build_prior(self):
-        self.prior_loc = self.add_prior_weight("prior_loc", (self.units,))
-        self.prior_log_scale = self.add_prior_weight("prior_log_scale", (self.units,))
+    def build_prior(self, units):
+        self.prior_loc = self.add_prior_weight("prior_loc", units)
+        self.prior_log_scale = self.add_prior_weight("prior_log_scale", units)
 
     def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.units)
+        if self.units is not None:
+            return (*input_shape[:-1], self.units)
+        loc, scale = _pair(input_shape, self.name)
+        if tuple(loc) != tuple(scale):
+            raise ValueError(
+                f"layer {self.name!r} takes `[loc, scale]` of one shape. "
+                f"Received shapes: {tuple(loc)} and {tuple(scale)}"
+            )
+        return tuple(loc)
 
     def distribution(self, inputs):
-        loc, scale = tf.split(at_least_float32(self.dense(inputs), "theta"), 2, -1)
+        if self.units is None:
+            return Normal(*self.theta(_pair(inputs, self.name)))
+        loc, scale = tf.split(at_least_float32(self.theta(inputs), "theta"), 2, -1)
         return Normal(loc, tf.math.softplus(scale) + MINIMUM_SCALE)
 
     def prior_distribution(self, event_rank=1):
@@ -101,3 +120,16 @@ class StochasticNormalLayer(StochasticLayer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "units": self.units}
+
+
+def _pair(loc_and_scale: Any, name: str) -> list:
+    """Both, of tensors or of shapes; a ValueError if there are not two."""
+    parts = loc_and_scale if isinstance(loc_and_scale, list | tuple) else []
+    if len(parts) == 2 and all(
+        hasattr(part, "shape") or hasattr(part, "__len__") for part in parts
+    ):
+        return list(parts)
+    raise ValueError(
+        f"layer {name!r} has no kernel: its inputs are theta, a list `[loc, scale]` of two tensors "
+        f"[batch, ..., units]. Received: {loc_and_scale}"
+    )

@@ -7,6 +7,7 @@ training step are in `relax_tf.step`.
 
 import dataclasses
 import threading
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -21,10 +22,27 @@ _active = threading.local()
 class Latent:
     """One call of a stochastic layer in one pass; what `compute_cost` finds in `latents[name]`.
 
+    There is no z: a cost that reads it is no function of the sample.
+
     Attributes:
         dist: the layer's distribution in this pass, with `log_prob` and the like.
-        sample: what the layer emitted, before the cast to its compute dtype.
+        theta: its parameters, `[batch, ..., units]` logits, or the pair `(loc, scale)`.
+        sample: what the layer emitted, before the cast to its compute dtype: a hard sample, or in
+            a replay for an estimator that asks for it a relaxed one or a mean.
         kl: the layer's Kullback-Leibler term, `[batch]`, in nats; None without a prior.
+
+    Example: a KL of half the weight, and a penalty on active units.
+
+    >>> class Model(relax_tf.RelaxModel):
+    ...     def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+    ...         b: relax_tf.Latent = latents["b"]
+    ...         error = tf.reduce_sum((y_pred - y) ** 2, -1)
+    ...         return error + 0.5 * b.kl + 0.1 * tf.reduce_sum(b.sample, -1)
+    >>> inputs = keras.Input([4])
+    >>> b = relax_tf.StochasticBinaryLayer(3, prior="uniform", name="b")(inputs)
+    >>> model = Model(inputs, keras.layers.Dense(1)(b))
+    >>> model.compile("adam")
+    >>> history = model.fit(tf.ones([8, 4]), tf.ones([8, 1]), verbose=0)
     """
 
     dist: Distribution
@@ -54,8 +72,8 @@ class Latents(dict):
 class Call(NamedTuple):
     """The record of one call of a stochastic layer.
 
-    `eps` is the noise of `z` (both None for a mean in evaluation; in replays they may be those of
-    the hard pass), `context` what the control variate sees.
+    `eps` is the noise of `z` (both None for a mean or mode in evaluation; in replays they may be
+    those of the hard pass), `context` what the control variate sees.
     """
 
     name: str
@@ -82,11 +100,13 @@ class Pass:
     Attributes:
         calls: the records so far, in order.
         latents: of the same calls, what a cost may see; it grows while the cost makes calls.
+        terms: the parts of the cost that have a name, `[batch]` each.
     """
 
     def __init__(self):
         self.calls: list[Call] = []
         self.latents = Latents()
+        self.terms: dict[str, tf.Tensor] = {}
 
     def __enter__(self):
         _stack().append(self)
@@ -103,6 +123,13 @@ class Pass:
         self.calls.append(Call(name, layer, dist, eps, z, sample, kl, context))
         self.latents[name] = Latent(dist, sample, kl)
         return sample
+
+    def total(self, cost: Any) -> Any:
+        """The cost that `compute_cost` returned: itself, or the sum of a dict of terms."""
+        if not isinstance(cost, Mapping):
+            return cost
+        self.terms.update(cost)
+        return _sum_of_terms(cost)
 
     def _choose(
         self, index: int, layer: Any, dist: Distribution
@@ -123,15 +150,46 @@ class Pass:
 
 
 class EvaluationPass(Pass):
-    """Hard samples, or means where a layer was built with `inference="mean"`."""
+    """Hard samples; means or modes where a layer's `inference` says so.
+
+    Args:
+        inference: what all layers emit, in place of what each says.
+    """
+
+    def __init__(self, inference: str | None = None):
+        super().__init__()
+        self._inference = inference
 
     def _choose(self, index, layer, dist):
-        if layer.inference == "mean":
-            return None, None, dist.mean()
+        inference = self._inference or layer.inference
+        if inference != "sample":
+            return None, None, without_chance(dist, inference)
         # The call's number keeps layers apart that were given the same seed.
         eps = dist.noise(fold_in(layer.next_seed(), index))
         draw = dist.from_noise(eps)
         return eps, draw.z, draw.b
+
+
+def without_chance(dist: Distribution, inference: str) -> tf.Tensor:
+    """What a layer emits under `inference="mean"` or `"mode"`."""
+    return dist.mean() if inference == "mean" else dist.mode()
+
+
+def _sum_of_terms(terms: Mapping[str, Any]) -> tf.Tensor:
+    """The sum `[batch]` of terms `[batch]`, or a ValueError that shows which one is another shape.
+
+    Terms that are not floating point are made so.
+    """
+    tensors = {name: tf.convert_to_tensor(term) for name, term in terms.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if not tensors or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(
+            "`compute_cost` must return the cost of each example, shape [batch], or a dict of such "
+            f"terms, at least one. Received a dict of shapes: {shapes}"
+        )
+    double = any(tensor.dtype == tf.float64 for tensor in tensors.values())
+    dtype = tf.float64 if double else tf.float32
+    return tf.add_n([tf.cast(tensor, dtype) for tensor in tensors.values()])
 
 
 def active_pass() -> Pass | None:

@@ -34,8 +34,8 @@ class ModelEstimate(NamedTuple):
     control_variate_loss: tf.Tensor
 
 
-def estimate_batch(model: Any, batch: Batch) -> tuple[ModelEstimate, list[Call], Any]:
-    """The estimates on one batch, the calls of the hard pass, and the model's output in it.
+def estimate_batch(model: Any, batch: Batch) -> tuple[ModelEstimate, TrainingPass, Any]:
+    """The estimates on one batch, the hard pass, and the model's output in it.
 
     The hard pass records what each stochastic layer drew; each layer's estimator turns the cost
     into a gradient at its theta, replaying the model where it needs the cost elsewhere; the
@@ -75,7 +75,7 @@ def estimate_batch(model: Any, batch: Batch) -> tuple[ModelEstimate, list[Call],
             penalties(model, of_control_variates=True),
         ),
     )
-    return result, hard.calls, outcome.y_pred
+    return result, hard, outcome.y_pred
 
 
 def _estimate(call: Call, f_b: tf.Tensor, cost: Cost, seed: tf.Tensor) -> Estimate:

@@ -26,26 +26,31 @@ def may_depend(model: keras.Model, calls: Sequence[Call], later: Any, on: Any) -
         calls: of the hard pass.
         later, on: stochastic layers.
     """
-    if not _is_called_by_its_graph(model):
+    if not is_called_by_its_graph(model):
         return True
     nodes = [node for depth in _depths(model) for node in model._nodes_by_depth[depth]]
     for layer in (later, on):
         of_layer = [call for call in calls if call.layer is layer]
-        in_graph = [node for node in nodes if node.operation is layer]
+        in_graph = [node for node in nodes if _draws(node, layer)]
         if len(of_layer) != len(in_graph):
             return True
     reached = set()
     for node in nodes:
         if any(parent in reached for parent in node.parent_nodes):
             reached.add(node)
-            if node.operation is later:
+            if _draws(node, later):
                 return True
-        if node.operation is on:
+        if _draws(node, on):
             reached.add(node)
     return False
 
 
-def _is_called_by_its_graph(model: keras.Model) -> bool:
+def _draws(node: Any, layer: Any) -> bool:
+    """Whether an operation is a sample of the layer; its `mean` is none."""
+    return node.operation is layer and node.arguments.kwargs.get("output") != "mean"
+
+
+def is_called_by_its_graph(model: keras.Model) -> bool:
     return (
         isinstance(model, Functional)
         and getattr(model.call, "__func__", None) is Functional.call

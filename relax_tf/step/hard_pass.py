@@ -163,6 +163,7 @@ def run_with_cost(model: Any, a_pass: Pass, batch: Batch) -> tuple[Any, tf.Tenso
         cost = model.compute_cost(
             batch.x, batch.y, y_pred, a_pass.latents, sample_weight=batch.sample_weight
         )
+        cost = a_pass.total(cost)
     if not a_pass.calls:
         raise ValueError(
             f"RelaxModel {model.name!r} called no stochastic layer: there is nothing to estimate. "

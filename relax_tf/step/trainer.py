@@ -14,16 +14,20 @@ from relax_tf import losses
 from relax_tf.estimators.estimate import batch_mean
 from relax_tf.estimators.learning import learning
 from relax_tf.layers import StochasticLayer
-from relax_tf.layers.passes import EvaluationPass, Latent
+from relax_tf.layers.passes import EvaluationPass, Latent, Pass, active_pass
 from relax_tf.optimizers import relax_optimizer, wrap_optimizer
+from relax_tf.step.averages import mean_over_samples
 from relax_tf.step.certificate import certify
 from relax_tf.step.estimation import ModelEstimate, estimate_batch, summed
 from relax_tf.step.finite import warn_if_not_finite, zero_unless
 from relax_tf.step.first_batch import shown_first_batch
 from relax_tf.step.foreign_seeds import load_seeds, save_seeds
 from relax_tf.step.hard_pass import Batch, LiveScope, ensure_built, penalties, run
+from relax_tf.step.no_data import no_data
+from relax_tf.step.scales import warn_of_scales
 from relax_tf.step.sharing import refuse_shared_layers
 from relax_tf.step.strategies import check_strategy
+from relax_tf.validation import positive_integer
 
 
 class RelaxTrainer:
@@ -36,6 +40,28 @@ class RelaxTrainer:
     _rows_are_alike = False
     # Whether the graph of a functional model says what depends on what; `check` finds out.
     _graph_tells = True
+    _evaluation_samples = 1
+    # Of how many numbers of an example the loss beside a KL is a mean.
+    _averaged_over = 1
+    _warned_of_scales = False
+
+    @property
+    def evaluation_samples(self) -> int:
+        """How many samples of each example `evaluate`, validation and `predict` draw, by default 1.
+
+        The loss is the mean over the samples' costs, an estimate of the same expectation with less
+        variance. Predictions, and what compiled metrics see, are the mean over the samples'
+        predictions (of outputs that are not floating point the first one's). May be assigned at any
+        time, and takes effect in the next evaluation.
+
+        Raises:
+            TypeError, ValueError: on assignment of what is no positive integer.
+        """
+        return self._evaluation_samples
+
+    @evaluation_samples.setter
+    def evaluation_samples(self, value: int) -> None:
+        self._evaluation_samples = positive_integer(value, "evaluation_samples")
 
     # The cost.
 
@@ -63,13 +89,18 @@ class RelaxTrainer:
                 None; multiplies the example's whole cost.
 
         Returns:
-            By default the compiled losses, weighted by `loss_weights`, plus every layer's KL.
+            `[batch]`, or a dict of terms `[batch]` whose sum is the cost and whose means are logged
+            by their names (on several replicas the sum alone is logged). By default the compiled
+            losses, weighted by `loss_weights`, plus every layer's KL.
         """
         del x
         kls = [latent.kl for latent in latents.values() if latent.kl is not None]
         parts = []
         if self._compile_loss is not None:
             parts.append(losses.per_example(self._compile_loss, y, y_pred, sample_weight))
+            self._name_compiled_loss(parts[0], alone=not kls)
+            if kls and not self._overrides_compute_cost():
+                self._averaged_over = losses.averaged_over(self._compile_loss, y_pred)
             if any(layer.estimator.joint for layer in self._stochastic_layers()):
                 losses.refuse_sums(self._compile_loss)
         if kls:
@@ -80,6 +111,18 @@ class RelaxTrainer:
                 "layer a `prior`, or override `compute_cost`."
             )
         return tf.add_n([tf.cast(part, parts[-1].dtype) for part in parts])
+
+    def _name_compiled_loss(self, loss: tf.Tensor, alone: bool) -> None:
+        """Has the compiled loss logged, if it is one and not the whole cost.
+
+        Of several Keras logs each.
+        """
+        current, whole = active_pass(), alone and not self._overrides_compute_cost()
+        if current is not None and not whole and not self._compile_loss.metrics:
+            current.terms["compiled_loss"] = loss
+
+    def _overrides_compute_cost(self) -> bool:
+        return type(self).compute_cost is not RelaxTrainer.compute_cost
 
     # Estimates.
 
@@ -159,7 +202,7 @@ class RelaxTrainer:
     def _refuse_compute_loss(self) -> None:
         """Raises a ValueError if Keras's hook for the loss is overridden and ours is not."""
         theirs = getattr(self.compute_loss, "__func__", None) is not keras.Model.compute_loss
-        if theirs and type(self).compute_cost is RelaxTrainer.compute_cost:
+        if theirs and not self._overrides_compute_cost():
             raise ValueError(
                 f"{type(self).__name__} overrides `compute_loss`, which returns one scalar, but "
                 "gradients through samples need one value per example. Override `compute_cost("
@@ -169,11 +212,12 @@ class RelaxTrainer:
     # Keras's steps.
 
     @functools.wraps(keras.Model.fit)
-    def fit(self, x=None, *args, **kwargs):
+    def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
         check_strategy(self)
         if x is None:
-            raise ValueError("`fit` needs data: `x`, a dataset or a generator. Received: x=None")
-        return super().fit(x, *args, **kwargs)
+            x = no_data(self, batch_size, kwargs.get("steps_per_epoch"))
+            batch_size, kwargs["shuffle"] = None, False
+        return super().fit(x, y, batch_size, *args, **kwargs)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
@@ -201,20 +245,20 @@ class RelaxTrainer:
 
     def make_test_function(self, force=False):
         check_strategy(self)
-        return super().make_test_function(force or self._inference_has_changed("test"))
+        return super().make_test_function(force or self._evaluation_has_changed("test"))
 
     def make_predict_function(self, force=False):
-        return super().make_predict_function(force or self._inference_has_changed("predict"))
+        return super().make_predict_function(force or self._evaluation_has_changed("predict"))
 
-    def _inference_has_changed(self, function: str) -> bool:
-        """Whether layers emit something else than when Keras traced this function."""
-        now = [layer.inference for layer in self._stochastic_layers()]
-        before = self._traced_inference.get(function, now)
-        self._traced_inference[function] = now
+    def _evaluation_has_changed(self, function: str) -> bool:
+        """Whether layers emit something else, or more, than when Keras traced this function."""
+        now = [self.evaluation_samples, *(layer.inference for layer in self._stochastic_layers())]
+        before = self._traced_evaluation.get(function, now)
+        self._traced_evaluation[function] = now
         return now != before
 
     @functools.cached_property
-    def _traced_inference(self) -> dict[str, list[str]]:
+    def _traced_evaluation(self) -> dict[str, list[Any]]:
         return {}
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -257,7 +301,7 @@ class RelaxTrainer:
         due = relax_optimizer(self.optimizer).control_variate_due
         with tf.GradientTape() as tape, learning(due):
             batch = Batch(x, y, sample_weight)
-            result, calls, y_pred = estimate_batch(self, batch)
+            result, hard, y_pred = estimate_batch(self, batch)
             # The two share no path to any variable, so one backward pass serves both.
             total = scale * (result.surrogate + result.control_variate_loss)
         variables = self.trainable_variables
@@ -268,8 +312,9 @@ class RelaxTrainer:
 
         loss = tf.where(finite, result.surrogate, float("nan"))
         self._track_loss(x, y, y_pred, sample_weight, loss)
+        self._track_parts(hard, _batch_size(x))
         by_variable = dict(zip(map(id, variables), gradients, strict=True))
-        for call in calls:
+        for call in hard.calls:
             phi = map(id, call.layer.estimator.trainable_variables)
             norm = _global_norm([by_variable[variable] for variable in phi])
             call.layer.tracked.update(
@@ -281,7 +326,7 @@ class RelaxTrainer:
                 learned=due,
             )
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        if any(not call.layer.estimator.hard for call in calls):
+        if any(not call.layer.estimator.hard for call in hard.calls):
             logs["relaxed_loss"] = logs["loss"]
         return logs
 
@@ -289,38 +334,87 @@ class RelaxTrainer:
         self._refuse_compute_loss()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         ensure_built(self, x)
+
+        def once():
+            y_pred, loss, evaluation = self._evaluate_once(x, y, sample_weight)
+            self._track_loss(x, y, y_pred, sample_weight, loss)
+            self._track_parts(evaluation, _batch_size(x))
+            return y_pred
+
+        y_pred = mean_over_samples(once, self.evaluation_samples)
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return {k: v for k, v in logs.items() if k not in self._training_only()}
+
+    def _evaluate_once(self, x, y, sample_weight) -> tuple[Any, tf.Tensor, EvaluationPass]:
+        """The output, the loss, a scalar, and their pass, with one sample of each layer."""
         evaluation = EvaluationPass()
         with LiveScope() as scope:
             y_pred = run(self, evaluation, x, training=False)
             with evaluation:
                 latents = evaluation.latents
                 cost = self.compute_cost(x, y, y_pred, latents, sample_weight=sample_weight)
+                cost = evaluation.total(cost)
         added = [*scope.losses, *penalties(self, of_control_variates=False)]
-        self._track_loss(x, y, y_pred, sample_weight, summed(batch_mean(cost), added))
-        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return {k: v for k, v in logs.items() if k not in self._training_only()}
+        return y_pred, summed(batch_mean(cost), added), evaluation
 
     def predict_step(self, data):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         ensure_built(self, x)
-        return run(self, EvaluationPass(), x, training=False)
+        once = lambda: run(self, EvaluationPass(), x, training=False)  # noqa: E731
+        return mean_over_samples(once, self.evaluation_samples)
 
     def get_metrics_result(self) -> dict[str, Any]:
         results = super().get_metrics_result()
         if tf.executing_eagerly():
             warn_if_not_finite(self.name, self._stochastic_layers())
+            self._warn_of_scales(results)
         return results
+
+    def _warn_of_scales(self, results: dict[str, Any]) -> None:
+        """Once, as soon as there are numbers."""
+        loss = float(results.get("compiled_loss", 0))
+        if self._warned_of_scales or self._averaged_over == 1 or loss == 0:
+            return
+        kls = [results.get(f"{layer.name}_kl", 0) for layer in self._stochastic_layers()]
+        kl = float(sum(kls))
+        self._warned_of_scales = warn_of_scales(self.name, loss, kl, self._averaged_over)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return [*super().metrics, *self._training_metrics()]
+        return [*super().metrics, *self._term_metrics.values(), *self._layer_metrics()]
 
-    def _training_metrics(self) -> list[keras.metrics.Metric]:
-        layers = self._stochastic_layers()
-        return [metric for layer in layers for metric in layer.tracked.metrics.values()]
+    def _layer_metrics(self, of_training_only: bool = False) -> list[keras.metrics.Metric]:
+        return [
+            metric
+            for layer in self._stochastic_layers()
+            for name, metric in layer.tracked.metrics.items()
+            if not (of_training_only and name == "kl")
+        ]
 
     def _training_only(self) -> set[str]:
-        return {metric.name for metric in self._training_metrics()}
+        return {metric.name for metric in self._layer_metrics(of_training_only=True)}
+
+    @functools.cached_property
+    def _term_metrics(self) -> dict[str, keras.metrics.Mean]:
+        """Of the cost's terms, by name; made when a term is first seen."""
+        return {}
+
+    def _track_parts(self, a_pass: Pass, examples: tf.Tensor) -> None:
+        """Takes in each layer's KL, in nats and unweighted, and the terms of the cost."""
+        kls = {}
+        for call in a_pass.calls:
+            if call.kl is not None:
+                kls.setdefault(call.layer, []).append(call.kl)
+        for layer, of_calls in kls.items():
+            layer.tracked.update({"kl": tf.reduce_mean(tf.add_n(of_calls))}, examples)
+        for name, term in a_pass.terms.items():
+            if name not in self._term_metrics:
+                if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+                    continue  # a replica cannot make variables
+                self._term_metrics[name] = keras.metrics.Mean(name=name)
+            metric = self._term_metrics[name]
+            mean = tf.reduce_mean(tf.cast(term, metric.dtype))
+            metric.update_state(mean, sample_weight=tf.cast(examples, metric.dtype))
 
     def _get_metrics_result_or_logs(self, logs):
         """What Keras shows at the end of an epoch: the metrics over all replicas.

@@ -1,0 +1,47 @@
+"""`fit` without data: for models whose parameters depend on no input."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from relax_tf.step.graph import Functional
+from relax_tf.validation import positive_integer
+
+
+def no_data(model: keras.Model, batch_size: int | None, steps: int | None) -> tf.data.Dataset:
+    """Batches without content, `[batch_size, ..., 0]` for each input, without end.
+
+    Nothing is made up for an input that has a content: a model that takes one needs data.
+
+    Args:
+        model: a functional model whose inputs are of size 0, or a subclassed model, which is given
+            one tensor `[batch_size, 0]`.
+        batch_size: how many samples of each layer a step draws; by default 32, as in Keras.
+        steps: the `steps_per_epoch` of `fit`.
+
+    Raises:
+        ValueError: if `steps` is None, or an input of the model has a content.
+    """
+    if steps is None or not _takes_nothing(model):
+        raise ValueError(
+            "`fit` needs data: `x`, a dataset or a generator. Received: x=None. Without data it "
+            "trains a model of inputs of size 0, keras.Input([0]), by "
+            "fit(steps_per_epoch=..., batch_size=...)."
+        )
+    batch_size = positive_integer(32 if batch_size is None else batch_size, "batch_size")
+    batch = keras.tree.map_structure(
+        lambda s: tf.zeros((batch_size, *s.shape[1:]), s.dtype), _inputs(model)
+    )
+    options = tf.data.Options()
+    options.autotune.enabled = False  # it makes TensorFlow wait when the iterator is dropped
+    return tf.data.Dataset.from_tensors(batch).repeat().with_options(options)
+
+
+def _inputs(model: keras.Model) -> Any:
+    """The structure of a model's inputs, as symbols."""
+    return model._inputs_struct if isinstance(model, Functional) else keras.KerasTensor([None, 0])
+
+
+def _takes_nothing(model: keras.Model) -> bool:
+    return all(0 in symbol.shape for symbol in keras.tree.flatten(_inputs(model)))

@@ -1,0 +1,173 @@
+"""What layers emit outside training: samples, means, modes; and means as outputs of a model."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import relax_tf
+from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
+from tests.enumeration import tiled, worst_z
+from tests.models_test import Subclassed, data, small_model
+from tests.problems import shake
+
+BINARY, CATEGORICAL, NORMAL = (
+    relax_tf.StochasticBinaryLayer,
+    relax_tf.StochasticCategoricalLayer,
+    relax_tf.StochasticNormalLayer,
+)
+SIZES = {BINARY: (2,), CATEGORICAL: (2, 3), NORMAL: (2,)}
+
+# The mode.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_modes_are_the_most_probable_samples(dtype):
+    theta = tf.constant(np.random.RandomState(0).normal(size=[4, 3]), dtype)
+    for dist in (Bernoulli(theta, (-1, 1)), OneHotCategorical(theta[:, tf.newaxis])):
+        states = dist.enumerate()[:, tf.newaxis]
+        best = tf.argmax(dist.log_prob(states), 0)
+        np.testing.assert_array_equal(dist.mode(), tf.gather(states[:, 0], best))
+        assert dist.mode().dtype == dtype
+    np.testing.assert_array_equal(Normal(theta, tf.exp(theta)).mode(), theta)
+
+
+def test_modes_of_infinite_and_equal_logits():
+    inf = np.inf
+    modes = Bernoulli([[inf, -inf, 0.0]]).mode()
+    np.testing.assert_array_equal(modes, [[1, 0, 0]])
+    modes = OneHotCategorical([[[-inf, -5.0, -inf], [1.0, 1.0, 0.0]]]).mode()
+    np.testing.assert_array_equal(modes, [[[0, 1, 0], [1, 0, 0]]])
+
+
+@pytest.mark.parametrize("cls", SIZES)
+@pytest.mark.parametrize("inference", ["mean", "mode"])
+def test_layers_emit_means_and_modes_by_choice(cls, inference):
+    layer = cls(*SIZES[cls], inference=inference)
+    x = tf.constant(data()[0])
+    np.testing.assert_array_equal(layer(x), getattr(layer.distribution(x), inference)())
+    assert type(layer).from_config(layer.get_config()).inference == inference
+
+
+def test_other_words_are_refused_and_change_nothing():
+    layer = BINARY(2)
+    for value in ("median", None, "Mode"):
+        with pytest.raises(ValueError, match=r"\['sample', 'mean', 'mode'\]. Received: "):
+            layer.inference = value
+        with pytest.raises(ValueError, match="`inference`"):
+            BINARY(2, inference=value)
+    assert layer.inference == "sample"
+
+
+@pytest.mark.parametrize("maker", [small_model, Subclassed])
+def test_assignment_after_training_takes_effect_in_evaluate_and_predict(maker):
+    model = maker()
+    model.compile("adam", loss="mse")
+    x, y = data()
+    model.fit(x, y, verbose=0)
+    layer = next(layer for layer in model.layers if isinstance(layer, BINARY))
+    top = model.layers[-1]
+    model.predict(x, verbose=0), model.evaluate(x, y, verbose=0)  # traced with samples
+    for inference in ("mode", "mean", "mode"):
+        layer.inference = inference
+        expected = top(getattr(layer.distribution(tf.constant(x)), inference)())
+        np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
+        loss = model.evaluate(x, y, verbose=0)
+        np.testing.assert_allclose(loss, np.mean((expected - y) ** 2), rtol=1e-5)
+    layer.inference = "sample"
+    assert (model.predict(x, verbose=0) != model.predict(x, verbose=0)).any()
+
+
+def test_kl_where_the_mode_is_emitted():
+    x = tf.constant(data()[0])
+    layer = BINARY(3, "reinforce", prior="learned", kl="sampled", inference="mode")
+    model = relax_tf.RelaxModel(inputs := keras.Input([3]), layer(inputs))
+    model.compile("sgd")
+    dist = layer.distribution(x)
+    at_mode = dist.log_prob(dist.mode()) + 3 * np.log(2)
+    np.testing.assert_allclose(model.evaluate(x, verbose=0), np.mean(at_mode), rtol=1e-5)
+
+
+# Means as outputs.
+
+
+def with_probabilities(estimator="relaxed_rebar"):
+    """x -> b1 -> b2, and the means of both, of which the second reaches the output."""
+    inputs = keras.Input([3])
+    b1 = BINARY(2, estimator, (-1, 1), prior="learned", name="b1")
+    b2 = BINARY(2, estimator, name="b2")
+    first = b1(inputs)
+    hidden = keras.layers.Concatenate()([first, b2(first), b2.mean(first)])
+    outputs = {"y": keras.layers.Dense(2)(hidden), "p": b1.mean(inputs)}
+    return relax_tf.RelaxModel(inputs, outputs)
+
+
+@pytest.mark.parametrize("cls", SIZES)
+def test_means_of_tensors_and_symbols(cls):
+    layer = cls(*SIZES[cls], prior="learned")
+    inputs = keras.Input([3])
+    layer(inputs)
+    symbol = layer.mean(inputs)
+    assert symbol.shape == (None, *SIZES[cls])
+    x = tf.constant(data()[0])
+    expected = layer.distribution(x).mean()
+    np.testing.assert_array_equal(layer.mean(x), expected)
+    model = keras.Model(inputs, symbol)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+    assert model.losses == []  # no KL
+    gradients = []
+    for mean in (layer.mean, lambda x: layer.distribution(x).mean()):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(mean(x) ** 2)
+        gradients.append(tape.gradient(total, layer.kernel.value))
+    np.testing.assert_allclose(*gradients, rtol=1e-6)
+    assert np.abs(gradients[0]).max() > 0
+
+
+def test_a_mean_is_no_call_of_the_layer_and_gradients_are_exact():
+    model = with_probabilities()
+    model.compile("sgd", loss={"y": "mse"})
+    shake(model.trainable_variables, 0.7)
+    x, y = data(2)
+    x, y, _ = tiled(x, y, 100)
+    assert set(model.estimate(x, {"y": y}).estimates) == {"b1", "b2"}
+    assert worst_z(model, (x, {"y": y}, None)) < 4.5
+
+
+def test_a_mean_leaves_parallel_samples_alone_in_replays():
+    """Two branches, each with its mean: relaxing one must not recompute the other."""
+    inputs = keras.Input([3])
+    first, second = (BINARY(4, "rebar", name=name) for name in "ab")
+    parts = [first(inputs), second(inputs), first.mean(inputs), second.mean(inputs)]
+    model = relax_tf.RelaxModel(inputs, keras.layers.Concatenate()(parts))
+    emitted = []
+    model.compile("sgd", loss=lambda y, p: (emitted.append(p[:, :8]), keras.ops.sum(p, -1))[1])
+    model.estimate(tf.ones([2, 3]), tf.ones([2, 1]))
+    emitted.clear()  # the first time Keras builds the loss by a call
+    model.estimate(tf.ones([2, 3]), tf.ones([2, 1]))
+    hard, *replays = [p.numpy() for p in emitted]
+    assert len(replays) == 2
+    for p in replays:
+        changed = [(p[:, k : k + 4] != hard[:, k : k + 4]).any() for k in (0, 4)]
+        assert sorted(changed) == [False, True]
+
+
+@pytest.mark.parametrize("copied", ["file", "clone", "config"])
+def test_models_with_means_save_load_and_clone(copied, tmp_path):
+    model = with_probabilities()
+    model.compile("adam", loss={"y": "mse"})
+    x, y = data()
+    model.fit(x, {"y": y}, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = {
+        "file": lambda: keras.models.load_model(tmp_path / "model.keras"),
+        "clone": lambda: keras.models.clone_model(model),
+        "config": lambda: type(model).from_config(model.get_config()),
+    }[copied]()
+    again.set_weights(model.get_weights())
+    np.testing.assert_array_equal(
+        again.predict(x, verbose=0)["p"], model.predict(x, verbose=0)["p"]
+    )
+    assert len(again.layers) == len(model.layers)
+    again.compile("adam", loss={"y": "mse"})
+    assert np.isfinite(again.fit(x, {"y": y}, verbose=0).history["loss"]).all()
