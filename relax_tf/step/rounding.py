@@ -37,11 +37,13 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def relative_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The difference in units of each number's own size, `[n, m]`: no outlier excuses the others.
+    """The difference in units of the numbers' sizes, `[n, m]`: no outlier excuses the others.
 
-    Numbers far below their column's median are measured by that.
+    A number counts by its own size and the median of its column, and where a column is small by a
+    tenth of the largest median, since small numbers may be differences of large ones.
     """
     sizes = np.where(np.isfinite(b), np.abs(b), 0.0)
-    scale = sizes + 1e-3 * np.median(sizes, 0)
+    medians = np.median(sizes, 0) if len(b) else np.zeros(b.shape[1:])
+    scale = sizes + np.maximum(medians, 0.1 * medians.max(initial=0))
     distance = difference(a, b)
     return np.divide(distance, scale, out=np.where(distance > 0, np.inf, 0.0), where=scale > 0)
