@@ -105,10 +105,12 @@ def test_names_change_nothing_in_training(estimator):
         np.testing.assert_array_equal(a, b)
 
 
-def test_metrics_start_anew_and_evaluate_has_them_alone():
+def test_evaluate_has_parts_by_name_and_one_number_without_names():
     model = with_terms(Terms)
     model.compile("sgd")
     model.evaluation_samples = 3
+    assert isinstance(model.evaluate(*data(), verbose=0), float)
+    assert isinstance(float(model.test_on_batch(*data())), float)
     logs = model.evaluate(*data(), verbose=0, return_dict=True)  # before any training
     assert set(logs) == {"loss", "error", "half_kl", "active", "b_kl"}
     again = model.evaluate(*data(), verbose=0, return_dict=True)

@@ -383,6 +383,16 @@ class RelaxTrainer:
     def metrics(self) -> list[keras.metrics.Metric]:
         return [*super().metrics, *self._term_metrics.values(), *self._layer_metrics()]
 
+    def _flatten_metrics_in_order(self, logs):
+        """What `evaluate` and `*_on_batch` return without `return_dict`.
+
+        The parts of the loss are not among it: a model without compiled metrics has one number.
+        """
+        parts = {f"{layer.name}_kl" for layer in self._stochastic_layers()} | {*self._term_metrics}
+        return super()._flatten_metrics_in_order(
+            {name: value for name, value in logs.items() if name not in parts}
+        )
+
     def _layer_metrics(self, of_training_only: bool = False) -> list[keras.metrics.Metric]:
         return [
             metric
