@@ -402,7 +402,7 @@ WRONG = [
     (lambda: layer(estimator="arm?"), ValueError, "unknown estimator"),
     (lambda: layer(prior="flat"), ValueError, "`prior`.*uniform.*'flat'"),
     (lambda: layer(kl="exact"), ValueError, "`kl`.*analytic.*'exact'"),
-    (lambda: layer(inference="mode"), ValueError, "`inference`.*mean.*'mode'"),
+    (lambda: layer(inference="median"), ValueError, "`inference`.*mean.*'median'"),
     (lambda: layer(seed="s"), ValueError, "`seed` must be an integer.*s"),
     (lambda: layer()(tf.zeros([2, 3]), training=True), ValueError, "training=True.*RelaxModel"),
     (

@@ -264,5 +264,6 @@ def test_vimco_layers_follow_the_enumerated_bound_of_two_layers():
     for variable, exact, samples in zip(variables, expected, measured, strict=True):
         z = z_scores(samples, np.asarray(exact))
         assert np.abs(z).max() < 4.5, (variable.path, z)
-    logged = trained.evaluate(np.tile(X1, [1000, 1]), np.tile(Y1, [1000, 1]), verbose=0)
+    x, y = np.tile(X1, [1000, 1]), np.tile(Y1, [1000, 1])
+    logged = trained.evaluate(x, y, verbose=0, return_dict=True)["loss"]
     assert logged > loss  # evaluation reports the cost of single samples

@@ -153,7 +153,7 @@ def test_no_warning_where_all_is_finite(recwarn):
     model = build()
     x, y = data(bad=0.0)
     fit(model, x, y)
-    assert np.isnan(model.evaluate(x, np.nan * y, verbose=0))
+    assert np.isnan(model.evaluate(x, np.nan * y, verbose=0, return_dict=True)["loss"])
     assert not [warning for warning in recwarn if "infinite" in str(warning.message)]
 
 

@@ -217,6 +217,11 @@ PUBLIC = [
     estimators.Rloo(num_samples=7),
     estimators.StraightThrough(temperature=0.1),
     estimators.Vimco(num_samples=3),
+    estimators.Flip(decay=0.9),
+    estimators.RelaxedDisarm(),
+    estimators.Arms(num_samples=3),
+    estimators.Reinmax(),
+    estimators.Midpoint(),
 ]
 
 

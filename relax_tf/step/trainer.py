@@ -416,14 +416,14 @@ class RelaxTrainer:
             if call.kl is not None:
                 kls.setdefault(call.layer, []).append(call.kl)
         for layer, of_calls in kls.items():
-            layer.tracked.update({"kl": tf.reduce_mean(tf.add_n(of_calls))}, examples)
+            layer.tracked.update({"kl": batch_mean(tf.add_n(of_calls))}, examples)
         for name, term in a_pass.terms.items():
             if name not in self._term_metrics:
                 if tf.distribute.get_strategy().num_replicas_in_sync > 1:
                     continue  # a replica cannot make variables
                 self._term_metrics[name] = keras.metrics.Mean(name=name)
             metric = self._term_metrics[name]
-            mean = tf.reduce_mean(tf.cast(term, metric.dtype))
+            mean = batch_mean(tf.cast(term, metric.dtype))
             metric.update_state(mean, sample_weight=tf.cast(examples, metric.dtype))
 
     def _get_metrics_result_or_logs(self, logs):
