@@ -384,7 +384,7 @@ def small_model(estimator="relaxed_rebar", **arguments):
     return relax_tf.RelaxModel(inputs, keras.layers.Dense(2, name="outputs")(b))
 
 
-@keras.saving.register_keras_serializable("relax_tf_tests")
+@keras.saving.register_keras_serializable("models_test")
 class Subclassed(relax_tf.RelaxModel):
     def __init__(self, estimator="relaxed_rebar", **kwargs):
         super().__init__(**kwargs)
@@ -399,7 +399,7 @@ class Subclassed(relax_tf.RelaxModel):
         return {**super().get_config(), "estimator": self.estimator_id}
 
 
-@keras.saving.register_keras_serializable("relax_tf_tests")
+@keras.saving.register_keras_serializable("models_test")
 class FunctionalSubclass(relax_tf.RelaxModel):
     def __init__(self):
         inputs = keras.Input([3])
