@@ -47,7 +47,7 @@ class Estimator(keras.layers.Layer):
             what loss the estimator may have of its own.
         replay: what stochastic layers downstream emit while this estimator evaluates the cost
             at another sample than the drawn one: `"hard"`, `"relaxed"`, `"mean"`, or `"sloped"`,
-            hard samples with a backward path to the replaced sample.
+            hard samples, of which discrete ones have the derivative 0 in what they are drawn from.
         num_samples: how many samples an estimate is made of. Where it is not 1, samples, draws
             and the values of the cost have a leading axis of that size.
         joint: whether the samples of all layers of a model form joint particles, as a bound on
