@@ -326,7 +326,7 @@ def test_slopes_do_not_lead_through_discrete_samples_downstream(estimator):
     """A cost of `b1` alone has the slope 0 in `b0`, and is estimated from differences."""
     inputs = keras.Input([3])
     b0 = relax_tf.StochasticBinaryLayer(4, estimator, (-1, 1), name="b0")(inputs)
-    b1 = relax_tf.StochasticBinaryLayer(3, "disarm", (-1, 1), name="b1", prior="learned")(b0)
+    b1 = relax_tf.StochasticBinaryLayer(3, "disarm", (-1, 1), name="b1")(b0)
     model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(b1))
     model.compile("sgd", loss="mse")
     x, y = np.ones([8, 3], "f"), np.ones([8, 2], "f")
