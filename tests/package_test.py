@@ -19,9 +19,36 @@ from relax_tf import requirements
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def test_import_leaves_datasets_alone():
-    code = "import relax_tf, sys; assert 'tensorflow_datasets' not in sys.modules"
+def run_python(code):
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+UNUSED = "{'tensorflow_probability', 'tensorflow_datasets'} & {*sys.modules}"
+
+
+def test_import_loads_only_what_is_used():
+    run_python(f"import relax_tf, sys; unused = {UNUSED}; assert not unused, unused")
+
+
+def test_probability_loads_in_the_middle_of_a_graph():
+    """The first KL is often asked for while `fit` is being traced and compiled."""
+    run_python(f"""
+import sys, keras, numpy as np, tensorflow as tf, relax_tf
+x, inputs = np.eye(4), keras.Input([4])
+model = relax_tf.RelaxModel(inputs, relax_tf.StochasticBinaryLayer(4, "rebar")(inputs))
+model.compile("sgd", loss="mse", jit_compile=True)
+model.fit(x, x, verbose=0)
+assert not {UNUSED}
+inputs = keras.Input([4])
+layer = relax_tf.StochasticBinaryLayer(4, "rebar", prior="learned", kl="sampled")
+model = relax_tf.RelaxModel(inputs, layer(inputs))
+model.compile("sgd", loss="mse", jit_compile=True)
+model.certify = False  # or the certificate's own graph is the first
+model.fit(x, x, verbose=0)
+assert "tensorflow_probability" in {UNUSED}
+normal = relax_tf.distributions.Normal(tf.zeros([2, 3]), tf.ones([2, 3]))
+assert normal.kl_divergence(normal).numpy().tolist() == [0, 0]
+""")
 
 
 @pytest.mark.parametrize("package", requirements.MINIMUM)
