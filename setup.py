@@ -50,7 +50,7 @@ setup(
     package_data={"relax_tf": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
-        "tensorflow>=2.21",
+        "tensorflow>=2.20",
         "keras>=3.15",
         "tensorflow-probability[tf]>=0.25",
         "tensorflow-datasets>=4.9.7",
