@@ -59,7 +59,9 @@ def export(
 def _input_shape(model: Any) -> Any:
     if isinstance(model, Functional):
         return model.input_shape
-    return next(iter(model._build_shapes_dict.values()))
+    config = keras.Model.get_build_config(model)
+    shapes = config.get("shapes_dict", config)  # one shape by itself, several in a dict
+    return next(iter(shapes.values()))
 
 
 def _can_be_made_anew(layer: Any) -> bool:

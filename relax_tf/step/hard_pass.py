@@ -87,7 +87,8 @@ class _BuildingPass(Pass):
 def run(model: Any, a_pass: Pass, x: Any, training: bool) -> Any:
     """The model's output in a pass."""
     with a_pass:
-        return model(x, training=training) if model._call_has_training_arg else model(x)
+        takes_training = "training" in model.call_signature_parameters
+        return model(x, training=training) if takes_training else model(x)
 
 
 State = list[tuple[keras.Variable, tf.Tensor]]

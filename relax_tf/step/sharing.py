@@ -43,7 +43,7 @@ def _reachable(
     root: keras.layers.Layer, stop: type | tuple[type, ...] = ()
 ) -> tuple[list[keras.layers.Layer], list[keras.layers.Layer]]:
     """The layers inside a layer, inputs aside, not through those of a class `stop`; the latter."""
-    inside, stopped, pending = [], [], list(root._layers)
+    inside, stopped, pending = [], [], _layers_of(root)
     seen = {id(root)}
     while pending:
         layer = pending.pop(0)
@@ -54,5 +54,9 @@ def _reachable(
             stopped.append(layer)
         elif not isinstance(layer, keras.layers.InputLayer):
             inside.append(layer)
-            pending.extend(layer._layers)
+            pending.extend(_layers_of(layer))
     return inside, stopped
+
+
+def _layers_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    return layer._flatten_layers(include_self=False, recursive=False)
