@@ -6,9 +6,10 @@ from typing import Any
 import keras
 
 from relax_tf.control_variates import is_control_variate
+from relax_tf.keras_internals import Functional, all_layers
 from relax_tf.layers import StochasticLayer
 from relax_tf.layers.passes import EvaluationPass
-from relax_tf.step.graph import Functional, is_called_by_its_graph
+from relax_tf.step.graph import is_called_by_its_graph
 from relax_tf.step.hard_pass import run
 from relax_tf.validation import one_of
 
@@ -73,7 +74,7 @@ def _can_be_made_anew(layer: Any) -> bool:
 
 
 def _holds_stochastic_layers(layer: keras.layers.Layer) -> bool:
-    return any(isinstance(inner, StochasticLayer) for inner in layer._flatten_layers())
+    return any(isinstance(inner, StochasticLayer) for inner in all_layers(layer))
 
 
 def _anew(model: Any, inference: str) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
+from relax_tf.keras_internals import SwappedAverages, refuse_unknown, variables_of
 from relax_tf.validation import positive_integer, positive_number
 
 
@@ -40,7 +41,7 @@ def _of_the_model_s(name: str) -> property:
 
 
 @keras.saving.register_keras_serializable("relax_tf")
-class RelaxOptimizer(keras.optimizers.MultiOptimizer):
+class RelaxOptimizer(SwappedAverages, keras.optimizers.MultiOptimizer):
     """Updates the model's parameters with one optimizer and the control variates' with another.
 
     `RelaxModel.compile` wraps a plain optimizer in one. Its `learning_rate` is the model's, so
@@ -155,23 +156,19 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         steps = self.gradient_accumulation_steps
         return super().iterations // steps if steps else super().iterations
 
-    @property
-    def _model_variables_moving_average(self) -> list[keras.Variable]:
-        """For `keras.callbacks.SwapEMAWeights`: of each variable, in the order of `build`."""
+    def _optimizers_of_averages(self) -> list[tuple[keras.optimizers.Optimizer, keras.Variable]]:
+        """For each variable, in the order of `build`, the optimizer that keeps its average."""
         if not (self.built and self.use_ema):
             raise AttributeError("the model's optimizer keeps no averages (`use_ema=False`).")
-        sides = [self._side_of(variable) for variable in self._trainable_variables]
-        if not all(side.use_ema for side in sides):
+        pairs = [(self._side_of(variable), variable) for variable in variables_of(self)]
+        if not all(side.use_ema for side, _ in pairs):
             raise ValueError(
                 "`keras.callbacks.SwapEMAWeights` needs averages of all variables: make the "
                 "RelaxOptimizer's `control_variate_optimizer` with use_ema=True too, or leave it "
                 "out. Received: use_ema=True for the model and use_ema=False for the control "
                 "variates."
             )
-        return [
-            side._model_variables_moving_average[side._get_variable_index(variable)]
-            for side, variable in zip(sides, self._trainable_variables, strict=True)
-        ]
+        return pairs
 
     def _side_of(self, variable: keras.Variable) -> keras.optimizers.Optimizer:
         of_control_variates = is_control_variate(variable)
@@ -189,7 +186,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         if not grads or trainable_variables is None or not self.built:
             super().apply(grads, trainable_variables)
             return
-        self._check_variables_are_known(trainable_variables)
+        refuse_unknown(self, trainable_variables)
         of_model, of_control_variates = [], []
         for pair in zip(grads, trainable_variables, strict=True):
             (of_control_variates if is_control_variate(pair[1]) else of_model).append(pair)

@@ -5,12 +5,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common import global_state
 
 from relax_tf import estimators
 from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.estimate import batch_mean
+from relax_tf.keras_internals import current_call, mask_of, untrack
 from relax_tf.layers.passes import active_pass, without_chance
 from relax_tf.validation import boolean, one_of, refuse_sparse
 
@@ -122,7 +122,7 @@ class StochasticLayer(keras.layers.Layer):
         estimator = estimators.get(identifier)
         estimator.check_defined_for(self.family)
         if hasattr(self, "estimator"):
-            self._tracker.untrack(self.estimator)
+            untrack(self, self.estimator)
         return estimator
 
     @property
@@ -241,7 +241,7 @@ class StochasticLayer(keras.layers.Layer):
         settings = {"estimator": "reinforce", "prior": None, "inference": inference}
         layer = type(self).from_config({**self.get_config(), **settings})
         if self.dense is not None:
-            layer._tracker.untrack(layer.dense)
+            untrack(layer, layer.dense)
             layer.dense = self.dense
         return layer
 
@@ -280,7 +280,7 @@ class StochasticLayer(keras.layers.Layer):
         if output == "mean":
             return tf.cast(self.distribution(inputs).mean(), self.compute_dtype)
         if mask is None and context is not None:  # Keras fills in the masks of a sole argument
-            mask = [getattr(t, "_keras_mask", None) for t in keras.tree.flatten(inputs)]
+            mask = [mask_of(t) for t in keras.tree.flatten(inputs)]
         if self.compute_mask(inputs, mask) is not None and self.prior is not None:
             raise ValueError(
                 f"layer {self.name!r} received a mask, but its KL would count masked steps too. "
@@ -412,7 +412,7 @@ def _position_in_call(layer: StochasticLayer) -> int:
 
     By the order of calls, not by names: a model that is built again numbers its layers alike.
     """
-    call = global_state.get_global_attribute("current_call_ctx")
+    call = current_call()
     if call is None:  # `layer.call` by itself
         return 0
     seen = call.get_value("relax_tf_layers", [])

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from relax_tf.step.graph import Functional
+from relax_tf.keras_internals import Functional
 from relax_tf.validation import positive_integer
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from relax_tf.estimators import Estimator
+from relax_tf.keras_internals import inner_layers
 
 
 def refuse_shared_layers(model: Any) -> None:
@@ -43,7 +44,7 @@ def _reachable(
     root: keras.layers.Layer, stop: type | tuple[type, ...] = ()
 ) -> tuple[list[keras.layers.Layer], list[keras.layers.Layer]]:
     """The layers inside a layer, inputs aside, not through those of a class `stop`; the latter."""
-    inside, stopped, pending = [], [], _layers_of(root)
+    inside, stopped, pending = [], [], inner_layers(root)
     seen = {id(root)}
     while pending:
         layer = pending.pop(0)
@@ -54,9 +55,5 @@ def _reachable(
             stopped.append(layer)
         elif not isinstance(layer, keras.layers.InputLayer):
             inside.append(layer)
-            pending.extend(_layers_of(layer))
+            pending.extend(inner_layers(layer))
     return inside, stopped
-
-
-def _layers_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    return layer._flatten_layers(include_self=False, recursive=False)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from relax_tf import losses
 from relax_tf.estimators.estimate import batch_mean
 from relax_tf.estimators.learning import learning
+from relax_tf.keras_internals import TrainerHooks, all_layers, compile_loss, loss_tracker
 from relax_tf.layers import StochasticLayer
 from relax_tf.layers.passes import EvaluationPass, Latent, Pass, active_pass
 from relax_tf.optimizers import relax_optimizer, wrap_optimizer
@@ -30,7 +31,7 @@ from relax_tf.step.strategies import check_strategy
 from relax_tf.validation import positive_integer
 
 
-class RelaxTrainer:
+class RelaxTrainer(TrainerHooks):
     """The training half of `RelaxModel`, apart from how Keras constructs models."""
 
     # Whether `fit` certifies the model on its first batch (see `check`). False insists on training
@@ -96,13 +97,14 @@ class RelaxTrainer:
         del x
         kls = [latent.kl for latent in latents.values() if latent.kl is not None]
         parts = []
-        if self._compile_loss is not None:
-            parts.append(losses.per_example(self._compile_loss, y, y_pred, sample_weight))
+        compiled = compile_loss(self)
+        if compiled is not None:
+            parts.append(losses.per_example(compiled, y, y_pred, sample_weight))
             self._name_compiled_loss(parts[0], alone=not kls)
             if kls and not self._overrides_compute_cost():
-                self._averaged_over = losses.averaged_over(self._compile_loss, y_pred)
+                self._averaged_over = losses.averaged_over(compiled, y_pred)
             if any(layer.estimator.joint for layer in self._stochastic_layers()):
-                losses.refuse_sums(self._compile_loss)
+                losses.refuse_sums(compiled)
         if kls:
             parts.append(_weighted(tf.add_n(kls), sample_weight))
         if not parts:
@@ -118,7 +120,7 @@ class RelaxTrainer:
         Of several Keras logs each.
         """
         current, whole = active_pass(), alone and not self._overrides_compute_cost()
-        if current is not None and not whole and not self._compile_loss.metrics:
+        if current is not None and not whole and not compile_loss(self).metrics:
             current.terms["compiled_loss"] = loss
 
     def _overrides_compute_cost(self) -> bool:
@@ -383,15 +385,10 @@ class RelaxTrainer:
     def metrics(self) -> list[keras.metrics.Metric]:
         return [*super().metrics, *self._term_metrics.values(), *self._layer_metrics()]
 
-    def _flatten_metrics_in_order(self, logs):
-        """What `evaluate` and `*_on_batch` return without `return_dict`.
-
-        The parts of the loss are not among it: a model without compiled metrics has one number.
-        """
+    def _logs_without_names(self, logs):
+        """Without the parts of the loss: a model without compiled metrics returns one number."""
         parts = {f"{layer.name}_kl" for layer in self._stochastic_layers()} | {*self._term_metrics}
-        return super()._flatten_metrics_in_order(
-            {name: value for name, value in logs.items() if name not in parts}
-        )
+        return {name: value for name, value in logs.items() if name not in parts}
 
     def _layer_metrics(self, of_training_only: bool = False) -> list[keras.metrics.Metric]:
         return [
@@ -426,8 +423,8 @@ class RelaxTrainer:
             mean = batch_mean(tf.cast(term, metric.dtype))
             metric.update_state(mean, sample_weight=tf.cast(examples, metric.dtype))
 
-    def _get_metrics_result_or_logs(self, logs):
-        """What Keras shows at the end of an epoch: the metrics over all replicas.
+    def _logs_of_epoch(self, logs):
+        """The metrics over all replicas.
 
         Keras recognises them if a step logs all of them. Ours log some in training only, and one
         under two names; without this the results of the replicas would be averaged instead.
@@ -440,12 +437,13 @@ class RelaxTrainer:
         return logs
 
     def _stochastic_layers(self) -> list[StochasticLayer]:
-        return [layer for layer in self._flatten_layers() if isinstance(layer, StochasticLayer)]
+        return [layer for layer in all_layers(self) if isinstance(layer, StochasticLayer)]
 
     def _track_loss(self, x, y, y_pred, sample_weight, loss) -> None:
-        self._loss_tracker.update_state(loss, sample_weight=_batch_size(x))
-        if self._compile_loss is not None and self._compile_loss.metrics:
-            self._compile_loss(y, y_pred, sample_weight)  # updates the metric of each output
+        loss_tracker(self).update_state(loss, sample_weight=_batch_size(x))
+        compiled = compile_loss(self)
+        if compiled is not None and compiled.metrics:
+            compiled(y, y_pred, sample_weight)  # updates the metric of each output
 
     # Saving.
 
