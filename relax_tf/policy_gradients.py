@@ -39,6 +39,8 @@ from relax_tf.distributions.one_hot_categorical import OneHotCategorical
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Estimate, second_moment
 
+__all__ = ["episode_second_moment", "policy_gradient", "returns_to_go"]
+
 
 def returns_to_go(
     rewards: Any, discount: float | tf.Tensor = 1.0, bootstrap: float | tf.Tensor = 0.0
