@@ -27,7 +27,7 @@ import ml_collections
 from absl import app, flags
 
 from examples import figures, toy
-from examples.runs import read_metrics
+from examples.metrics import read_metrics
 
 # Table 1 of the paper: training ELBO in nats, best over training; its REBAR is "REBAR ours".
 PAPER = {
