@@ -113,8 +113,15 @@ def test_the_sdist_has_what_a_developer_needs(built):
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as sdist:
         names = {name.split("/", 1)[-1] for name in sdist.getnames()}
-    wanted = {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "relax_tf/py.typed"}
-    for pattern in ("tests/**/*.py", "tests/data/*", "configs/*.py", "examples/*.py"):
+    wanted = {
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "relax_tf/py.typed",
+    }
+    for pattern in ("tests/**/*.py", "tests/data/*", "configs/*.py", "examples/*.py", "docs/*"):
         wanted |= {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)}
     assert wanted <= names
     assert not [name for name in names if name.endswith(".pyc")]
