@@ -23,7 +23,9 @@ import tensorflow as tf
 
 import relax_tf
 from examples import figures
-from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file, start, tensorboard
+from examples.checkpoints import Checkpoint
+from examples.metrics import MetricsCSV
+from examples.runs import Workdir, replace_file, start, tensorboard
 from examples.workshop import best_schedules, schedule
 
 ESTIMATORS = {

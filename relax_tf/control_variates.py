@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from relax_tf.validation import positive_integer, positive_integers
 
+__all__ = ["MLP", "ControlVariate"]
+
 _MARK = "_relax_tf_control_variate"
 
 
