@@ -29,8 +29,10 @@ from ml_collections import config_flags
 
 from configs import vae as vae_config
 from examples import figures, sweep, vae
+from examples.checkpoints import Checkpoint
 from examples.data import batches
-from examples.runs import Checkpoint, read_metrics, replace_file
+from examples.metrics import read_metrics
+from examples.runs import replace_file
 
 
 class Entry(NamedTuple):

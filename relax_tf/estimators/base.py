@@ -24,6 +24,7 @@ from relax_tf.estimators.estimate import (
     second_moment,
 )
 from relax_tf.estimators.learning import if_due
+from relax_tf.estimators.terms import Term
 
 _EXAMPLES = {
     "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",
@@ -123,6 +124,11 @@ class Estimator(keras.layers.Layer):
         that none of what `cost` is differentiated for here reaches the model either.
         """
         raise NotImplementedError
+
+    def network_terms(self, dist: Distribution, context: tf.Tensor | None) -> list[Term]:
+        """What the control variate has of a network that is differentiated in `z`."""
+        del dist, context
+        return []
 
     def combine(self, f_b: tf.Tensor) -> tf.Tensor:
         """The objective of each example, `[batch]`, from the values of the cost."""
