@@ -90,7 +90,7 @@ def flat(draw: Draw) -> tf.Tensor:
     there, and only a cost without any derivative is told apart. ReinMax's backward path through
     them is no better: a step of the replaced sample moves some of these samples by 1 and the others
     not at all, and slopes that foretell the mean of that are off by all of its noise, several times
-    over where a sample feeds both a decoder and a layer (docs/stacks.md).
+    over where a sample feeds both a decoder and a layer (docs/mathematics.md, Stacks).
     """
 
     @tf.custom_gradient
