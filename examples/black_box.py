@@ -33,6 +33,8 @@ ESTIMATORS = {
     "reinforce_baseline": lambda: relax_tf.estimators.Reinforce(baseline_decay=0.9),
     "nvil": relax_tf.estimators.Nvil,
     "relax": relax_tf.estimators.Relax,
+    "disarm": relax_tf.estimators.Disarm,
+    "relaxed_disarm": relax_tf.estimators.RelaxedDisarm,
 }
 
 

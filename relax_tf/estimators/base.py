@@ -24,6 +24,7 @@ from relax_tf.estimators.estimate import (
     second_moment,
 )
 from relax_tf.estimators.learning import if_due
+from relax_tf.estimators.terms import Term
 
 _EXAMPLES = {
     "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",
@@ -47,7 +48,7 @@ class Estimator(keras.layers.Layer):
             what loss the estimator may have of its own.
         replay: what stochastic layers downstream emit while this estimator evaluates the cost
             at another sample than the drawn one: `"hard"`, `"relaxed"`, `"mean"`, or `"sloped"`,
-            hard samples with a backward path to the replaced sample.
+            hard samples, of which discrete ones have the derivative 0 in what they are drawn from.
         num_samples: how many samples an estimate is made of. Where it is not 1, samples, draws
             and the values of the cost have a leading axis of that size.
         joint: whether the samples of all layers of a model form joint particles, as a bound on
@@ -123,6 +124,11 @@ class Estimator(keras.layers.Layer):
         that none of what `cost` is differentiated for here reaches the model either.
         """
         raise NotImplementedError
+
+    def network_terms(self, dist: Distribution, context: tf.Tensor | None) -> list[Term]:
+        """What the control variate has of a network that is differentiated in `z`."""
+        del dist, context
+        return []
 
     def combine(self, f_b: tf.Tensor) -> tf.Tensor:
         """The objective of each example, `[batch]`, from the values of the cost."""

@@ -130,11 +130,13 @@ class RelaxedRebar(Rebar):
         build_network(self.control_variate, theta=theta_shape, context=context_shape)
         super().build(theta_shape, context_shape)
 
+    def network_terms(self, dist, context):
+        network = self.control_variate
+        return [network_output(network, dist.zero_where_fixed, context, 1.0, self.id)]
+
     def terms(self, dist, cost, context):
         """The control variate, as functions from `z` to `[batch]`."""
-        network = self.control_variate
-        r = network_output(network, dist.zero_where_fixed, context, 1.0, self.id)
-        return [*super().terms(dist, cost, context), r]
+        return [*super().terms(dist, cost, context), *self.network_terms(dist, context)]
 
     def get_config(self) -> dict[str, Any]:
         network = network_config(self.control_variate, self._is_default)

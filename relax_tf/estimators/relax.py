@@ -150,6 +150,9 @@ class BlackBoxEstimator(Estimator):
     def terms(self, dist: Distribution, cost: Cost, context: tf.Tensor | None) -> list[Term]:
         """The control variate less its baseline, as functions from `z` to `[batch]`."""
         del cost
+        return self.network_terms(dist, context)
+
+    def network_terms(self, dist, context):
         scale, see = self.baseline.scale(dist.dtype), functools.partial(self.see, dist)
         return [network_output(self.control_variate, see, context, scale, self.id)]
 
