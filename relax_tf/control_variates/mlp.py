@@ -1,33 +1,13 @@
-"""Learned control variates: the network `r_phi`, and the mark that keeps `phi` apart."""
+"""The paper's network, with its derivatives in closed form; on feature maps a local one."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from relax_tf.control_variates.network import ControlVariate
 from relax_tf.validation import positive_integer, positive_integers
-
-_MARK = "_relax_tf_control_variate"
-
-
-class ControlVariate(keras.layers.Layer):
-    """A network `r_phi` that is called with `z` and the context apart, `call(z, context=None)`.
-
-    Any Keras layer may be a control variate; others receive both side by side in one tensor. Apart
-    they cost less: `dc/dz` and its derivatives then touch the weights of `z` only, and the context
-    (an image, say) may be much larger than `z`.
-
-    A subclass takes `z` `[batch, n]` and the context `[batch, m]` or None and returns `[batch, 1]`
-    or `[batch]`. Its `build(z_shape, context_shape=None)` makes its variables. It may override
-    `value_and_derivative` with something cheaper than backpropagation.
-    """
-
-    def value_and_derivative(
-        self, z: tf.Tensor, context: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """`c(z)`, `[batch]`, and `dc/dz`, `[batch, n]`, both differentiable in the variables."""
-        return by_backpropagation(lambda z: evaluate_network(self, z, context), z)
 
 
 @keras.saving.register_keras_serializable("relax_tf")
@@ -129,16 +109,6 @@ class MLP(ControlVariate):
         }
 
 
-def by_backpropagation(
-    function: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """`function(z)`, `[batch]`, and its derivative for each example (None if it has none)."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(z)
-        value = function(z)
-    return value, tape.gradient(value, z)
-
-
 def _relu_network(inputs: list[tf.Tensor], weights: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     """`c(z)` and `dc/dz` of a ReLU network, and what phi learns from them in closed form.
 
@@ -189,91 +159,3 @@ def _relu_network(inputs: list[tf.Tensor], weights: list[tf.Tensor]) -> tuple[tf
         return (tf.squeeze(c, -1), dc_dz), gradient
 
     return closed_form(*weights)
-
-
-def build_network(network: keras.layers.Layer, **shapes: tuple[int | None, ...] | None) -> None:
-    """Builds a network for the parts that `evaluate_network` will give it.
-
-    A symbolic call builds any layer or model, also one without a `build` of its own.
-
-    Args:
-        network: the network.
-        **shapes: of each part by name, `[batch, ...]`; None for a part that there is not.
-    """
-    sizes = []
-    for name, shape in shapes.items():
-        if shape is None:
-            continue
-        if None in shape[1:]:
-            raise ValueError(
-                "a control-variate network needs inputs of a fixed size: every axis but the batch "
-                f"must be known. Received {name} of shape {tuple(shape)}"
-            )
-        sizes.append(_size(shape))
-    if not isinstance(network, ControlVariate):
-        sizes = [sum(sizes)]
-    network(*(keras.KerasTensor((None, size), network.compute_dtype) for size in sizes))
-
-
-def evaluate_network(network: keras.layers.Layer, *parts: tf.Tensor | None) -> tf.Tensor:
-    """The network's number for each example, `[batch]`, in the dtype of the first part.
-
-    Args:
-        network: a `ControlVariate`, which receives the parts as they are (flattened to
-            `[batch, -1]`), or any other layer, which receives them side by side.
-        parts: `z` and the context, or what else the network sees, `[batch, ...]` each; None for
-            a part that there is not.
-    """
-    value = evaluate_outputs(network, *parts)
-    if value.shape.rank == 2 and value.shape[-1] == 1:
-        value = tf.squeeze(value, -1)
-    if not value.shape.is_compatible_with(parts[0].shape[:1]):
-        raise ValueError(
-            f"the network {network.name!r} must return shape [batch, 1] or [batch]. "
-            f"Received shape: {tuple(value.shape)}"
-        )
-    return value
-
-
-def evaluate_outputs(network: keras.layers.Layer, *parts: tf.Tensor | None) -> tf.Tensor:
-    """Whatever the network returns for the parts, in the dtype of the first one."""
-    inputs = _flat(*parts)
-    if not isinstance(network, ControlVariate):
-        inputs = [tf.concat(inputs, -1)]
-    return tf.cast(network(*inputs), inputs[0].dtype)
-
-
-def differentiate_network(
-    network: keras.layers.Layer, z: tf.Tensor, context: tf.Tensor | None
-) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """`evaluate_network(network, z, context)` and its derivative in `z` (None if it has none)."""
-    if not isinstance(network, ControlVariate):
-        return by_backpropagation(lambda z: evaluate_network(network, z, context), z)
-    flat_z, *rest = _flat(z, context)
-    value, derivative = network.value_and_derivative(flat_z, *rest)
-    return value, tf.reshape(derivative, tf.shape(z))
-
-
-def _flat(*parts: tf.Tensor | None) -> list[tf.Tensor]:
-    """The parts that there are, as `[batch, -1]`, in the dtype of the first."""
-    given = [part for part in parts if part is not None]
-    return [
-        tf.reshape(tf.cast(part, given[0].dtype), [tf.shape(part)[0], _size(part.shape)])
-        for part in given
-    ]
-
-
-def _size(shape: tuple[int | None, ...]) -> int:
-    """The elements of one example."""
-    return tf.TensorShape(shape[1:]).num_elements()
-
-
-def mark_control_variates(variables: Iterable[keras.Variable]) -> None:
-    """Marks variables as `phi`: `RelaxOptimizer` reads it, paths change across save and load."""
-    for variable in variables:
-        setattr(variable, _MARK, True)
-
-
-def is_control_variate(variable: keras.Variable) -> bool:
-    """Whether a variable is part of an estimator rather than of the model."""
-    return getattr(variable, _MARK, False)
