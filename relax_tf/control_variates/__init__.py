@@ -1,7 +1,7 @@
 """Learned control variates: the networks `r_phi`, and the mark that keeps `phi` apart."""
 
 from relax_tf.control_variates.marks import is_control_variate, mark_control_variates
-from relax_tf.control_variates.mlp import MLP
+from relax_tf.control_variates.mlp import MLP, default_networks
 from relax_tf.control_variates.network import (
     ControlVariate,
     build_network,
@@ -16,6 +16,7 @@ __all__ = [
     "ControlVariate",
     "build_network",
     "by_backpropagation",
+    "default_networks",
     "differentiate_network",
     "evaluate_network",
     "evaluate_outputs",

@@ -1,13 +1,31 @@
 """The paper's network, with its derivatives in closed form; on feature maps a local one."""
 
+import contextlib
+import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from relax_tf.control_variates.local import LocalMLP, map_positions
 from relax_tf.control_variates.network import ControlVariate
-from relax_tf.validation import positive_integer, positive_integers
+from relax_tf.validation import boolean, positive_integer, positive_integers
+
+_UNITS, _LOCAL_UNITS = (200, 200), (32, 32)
+_building = threading.local()
+
+
+@contextlib.contextmanager
+def default_networks(local: bool):
+    """While active, networks that are built with `local=None` may be local, or may not."""
+    before = getattr(_building, "local", True)
+    _building.local = local
+    try:
+        yield
+    finally:
+        _building.local = before
 
 
 @keras.saving.register_keras_serializable("relax_tf")
@@ -17,14 +35,24 @@ class MLP(ControlVariate):
     Its last layer starts at zero, so that a control variate starts out as none at all: `relax`
     as REINFORCE and `relaxed_rebar` as REBAR.
 
+    On feature maps (samples `[batch, height, width, channels]`) it would grow with the size of the
+    map times its width, 26 million weights for 32x32x64 samples. There it is a small network that
+    all positions share: each sees its own features of z and of a context with the same positions,
+    and their means over the map, and c(z) is the sum of what the positions make of it.
+
     Args:
-        hidden_units: the widths of the hidden layers, at least one.
+        hidden_units: the widths of the hidden layers, at least one; None for (200, 200), and for
+            (32, 32) where it is local.
         activation: their activation; it must have a useful gradient, since `dc/dz` is used.
         outputs: how many numbers: 1, unless the network gives slopes (`relaxed_disarm`).
+        local: whether one network is shared by all positions, `[batch, ..., features]`; None if
+            there are two axes of positions or more. Of categorical variables,
+            `[batch, ..., variables, classes]`, the positions are those of the context.
         dtype: of computation and weights.
 
     Raises:
-        TypeError, ValueError: if `hidden_units` is not a sequence of positive integers.
+        TypeError, ValueError: if `hidden_units` is not a sequence of positive integers; when
+            it is built with local=True for samples without positions.
 
     Example:
 
@@ -35,37 +63,64 @@ class MLP(ControlVariate):
 
     def __init__(
         self,
-        hidden_units: Sequence[int] = (200, 200),
+        hidden_units: Sequence[int] | None = None,
         activation: Any = "relu",
         outputs: int = 1,
+        local: bool | None = None,
         dtype: Any = "float32",
         **kwargs,
     ):
         super().__init__(dtype=dtype, **kwargs)
         self.outputs = positive_integer(outputs, "outputs")
-        self.hidden_units = positive_integers(hidden_units, "hidden_units")
+        if hidden_units is not None:
+            hidden_units = positive_integers(hidden_units, "hidden_units")
+        self.hidden_units = hidden_units
         self.activation = keras.activations.get(activation)
-        self.of_z, self.of_context = None, None
-        self.hidden = [self._dense(units) for units in self.hidden_units[1:]]
+        self.local = local if local is None else boolean(local, "local")
+        self.local_network, self.of_z, self.of_context = None, None, None
+        self.hidden = [self._dense(units) for units in (hidden_units or _UNITS)[1:]]
         self.output_layer = self._dense(self.outputs, kernel_initializer="zeros")
 
     def _dense(self, units: int, **kwargs) -> keras.layers.Dense:
         arguments = {"kernel_initializer": "he_normal", "dtype": self.dtype_policy, **kwargs}
         return keras.layers.Dense(units, **arguments)
 
+    def _positions(self) -> tuple[int, ...] | None:
+        """The axes of positions that share a network, or None."""
+        if self.local is None and not getattr(_building, "local", True):
+            return None
+        if self.local is False or not (self.shapes or self.local):
+            return None
+        positions = self.shapes and map_positions(self.shapes, 1 if self.local else 2)
+        whole = positions and self.outputs > 1 and self.outputs % math.prod(positions)
+        if self.local and (not positions or whole):
+            raise ValueError(
+                f"the network {self.name!r} is local=True, so samples must have axes of positions, "
+                f"[batch, ..., features], and `outputs` be 1 or a multiple of their number. "
+                f"Received shapes: {[*self.shapes]}, outputs={self.outputs}"
+            )
+        return None if whole else positions
+
     def build(self, z_shape, context_shape=None):
+        if positions := self._positions():
+            units = self.hidden_units or _LOCAL_UNITS
+            arguments = (self.shapes, positions, units, self.activation, self.outputs)
+            self.local_network = LocalMLP(*arguments, dtype=self.dtype_policy)
+            for dense in (*self.hidden, self.output_layer):
+                self._tracker.untrack(dense)
+            self.hidden, self.output_layer = [], None
+            return
+        first_units, *_ = units = self.hidden_units or _UNITS
         # The first layer, `[z, context] W`, is the sum of two, initialised as one (He).
         parts = [shape[-1] for shape in (z_shape, context_shape) if shape is not None]
         variances = [2.0 * part / max(sum(parts), 1) for part in parts]
         first, *_ = he = [keras.initializers.VarianceScaling(v or 1.0) for v in variances]
-        self.of_z = self._dense(self.hidden_units[0], kernel_initializer=first)
+        self.of_z = self._dense(first_units, kernel_initializer=first)
         self.of_z.build((None, parts[0]))
         if context_shape is not None:
-            self.of_context = self._dense(
-                self.hidden_units[0], kernel_initializer=he[1], use_bias=False
-            )
+            self.of_context = self._dense(first_units, kernel_initializer=he[1], use_bias=False)
             self.of_context.build((None, parts[1]))
-        for dense, size in zip([*self.hidden, self.output_layer], self.hidden_units, strict=True):
+        for dense, size in zip([*self.hidden, self.output_layer], units, strict=True):
             dense.build((None, size))
 
     def _check_inputs(self, z, context) -> None:
@@ -79,6 +134,8 @@ class MLP(ControlVariate):
                 )
 
     def call(self, z, context=None):
+        if self.local_network is not None:
+            return self.local_network(*[part for part in (z, context) if part is not None])
         self._check_inputs(z, context)
         h = self.of_z(z)
         if context is not None:
@@ -88,7 +145,8 @@ class MLP(ControlVariate):
         return self.output_layer(self.activation(h))
 
     def value_and_derivative(self, z, context=None):
-        if self.activation is not keras.activations.relu or self.outputs != 1:
+        not_relu = self.activation is not keras.activations.relu
+        if not_relu or self.outputs != 1 or self.local_network is not None:
             return super().value_and_derivative(z, context)
         self._check_inputs(z, context)
         first = [self.of_z] if context is None else [self.of_z, self.of_context]
@@ -106,7 +164,21 @@ class MLP(ControlVariate):
             "hidden_units": self.hidden_units,
             "activation": keras.activations.serialize(self.activation),
             "outputs": self.outputs,
+            "local": self.local,
         }
+
+    @classmethod
+    def from_config(cls, config):
+        # Files of earlier versions do not say: then all networks saw everything.
+        return cls(**{"local": False, **config})
+
+    def get_build_config(self):
+        config = super().get_build_config()
+        return config and {**config, "shapes": self.shapes}
+
+    def build_from_config(self, config):
+        self.shapes = [tuple(shape) for shape in config.get("shapes", [])]
+        super().build_from_config({k: v for k, v in config.items() if k != "shapes"})
 
 
 def _relu_network(inputs: list[tf.Tensor], weights: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,6 +1,6 @@
 """What a control-variate network is given, and what is asked of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -16,7 +16,12 @@ class ControlVariate(keras.layers.Layer):
     A subclass takes `z` `[batch, n]` and the context `[batch, m]` or None and returns `[batch, 1]`
     or `[batch]`. Its `build(z_shape, context_shape=None)` makes its variables. It may override
     `value_and_derivative` with something cheaper than backpropagation.
+
+    Attributes:
+        shapes: of z and the context before they were flattened, known when the network is built.
     """
+
+    shapes: Sequence[tuple[int | None, ...]] = ()
 
     def value_and_derivative(
         self, z: tf.Tensor, context: tf.Tensor | None = None
@@ -44,18 +49,18 @@ def build_network(network: keras.layers.Layer, **shapes: tuple[int | None, ...] 
         network: the network.
         **shapes: of each part by name, `[batch, ...]`; None for a part that there is not.
     """
-    sizes = []
-    for name, shape in shapes.items():
-        if shape is None:
-            continue
+    given = {name: shape for name, shape in shapes.items() if shape is not None}
+    for name, shape in given.items():
         if None in shape[1:]:
             raise ValueError(
                 "a control-variate network needs inputs of a fixed size: every axis but the batch "
                 f"must be known. Received {name} of shape {tuple(shape)}"
             )
-        sizes.append(_size(shape))
+    sizes = [_size(shape) for shape in given.values()]
     if not isinstance(network, ControlVariate):
         sizes = [sum(sizes)]
+    elif not network.built:
+        network.shapes = [(None, *shape[1:]) for shape in given.values()]
     network(*(keras.KerasTensor((None, size), network.compute_dtype) for size in sizes))
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 
 from relax_tf import estimators
+from relax_tf.control_variates import default_networks
 from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.estimate import batch_mean
@@ -229,7 +230,8 @@ class StochasticLayer(keras.layers.Layer):
             )
         self.estimator.owner = weakref.ref(self)
         if not self.estimator.built:
-            self.estimator.build(tuple(theta_shape), tuple(context_shape))
+            with default_networks(local=not self.estimator.sees_whole_maps):
+                self.estimator.build(tuple(theta_shape), tuple(context_shape))
         if self.estimator.trainable_variables:
             self.tracked.add("control_variate_norm")
 
