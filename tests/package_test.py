@@ -1,6 +1,8 @@
+import os
 import subprocess
 import sys
 
+import keras
 import pytest
 
 from relax_tf import requirements
@@ -22,7 +24,22 @@ def test_unsupported_versions_say_what_to_install(package, found, monkeypatch):
         requirements.check_requirements()
 
 
-def test_other_backends_are_refused(monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    with pytest.raises(ImportError, match="TensorFlow backend"):
+@pytest.mark.parametrize("backend", ["jax", "torch", "numpy"])
+def test_other_backends_are_refused_at_import(backend):
+    result = subprocess.run(
+        [sys.executable, "-c", "import relax_tf"],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "relax_tf runs on Keras's TensorFlow backend only" in result.stderr
+    assert f"Received: KERAS_BACKEND={backend!r}" in result.stderr
+
+
+def test_a_backend_of_keras_s_own_configuration_is_refused_too(monkeypatch):
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ImportError, match="Received: KERAS_BACKEND='torch'"):
         requirements.check_requirements()
