@@ -24,9 +24,9 @@ class RelaxModel(RelaxTrainer, keras.Model):
     without it. For another cost override `compute_cost`.
 
     `*_control_variate_norm` has the units of the second moment, the cost's squared, so no value is
-    healthy by itself: compare it with its own past. It falls as the second moment does. If it
-    grows tenfold and stays there while the second moment does not fall, the control variate's rate
-    is too high (`relax_tf.RelaxOptimizer`); if it is 0, the control variate learns nothing.
+    healthy by itself: compare it with its own past. If it grows tenfold and stays there while the
+    second moment does not fall, the control variate's rate is too high (`relax_tf.RelaxOptimizer`);
+    if it is 0, the control variate learns nothing.
 
     Example:
 
