@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 import relax_tf
+from benchmarks.recipe import TextbookVAE
 from configs import vae as vae_config
 from examples import vae_models
 from examples.data import Images
@@ -72,8 +73,6 @@ def compiled(
     if architecture == "chain":
         model = chain(config, images, layers)
     elif architecture == "textbook":
-        from benchmarks.textbook import TextbookVAE
-
         model = TextbookVAE(images.mean, config.units, config.hidden_units)
     else:
         model = vae_models.build_model(config, images)

@@ -1,4 +1,4 @@
-"""Scheduling with a simulator in NumPy as cost: `relax` against the score function, three seeds.
+"""Scheduling with a simulator in NumPy as cost: estimators that ask nothing of it, three seeds.
 
 python -m examples.black_box --config=configs/black_box.py --workdir=/tmp/black_box
 """
@@ -10,7 +10,10 @@ def get_config():
     config = ml_collections.ConfigDict()
     config.jobs = 12
     config.units = 64  # of the policy's hidden layer
-    config.estimators = ("reinforce", "reinforce_baseline", "nvil", "relax")
+    config.estimators = (
+        *("reinforce", "reinforce_baseline", "nvil", "relax"),  # one evaluation
+        *("disarm", "relaxed_disarm"),  # two
+    )
     config.num_seeds = 3
     config.seed = 0  # the first one
     config.steps = 3_000

@@ -23,7 +23,9 @@ import tensorflow as tf
 
 import relax_tf
 from examples import figures
-from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file, start, tensorboard
+from examples.checkpoints import Checkpoint
+from examples.metrics import MetricsCSV
+from examples.runs import Workdir, replace_file, start, tensorboard
 from examples.workshop import best_schedules, schedule
 
 ESTIMATORS = {
@@ -31,6 +33,8 @@ ESTIMATORS = {
     "reinforce_baseline": lambda: relax_tf.estimators.Reinforce(baseline_decay=0.9),
     "nvil": relax_tf.estimators.Nvil,
     "relax": relax_tf.estimators.Relax,
+    "disarm": relax_tf.estimators.Disarm,
+    "relaxed_disarm": relax_tf.estimators.RelaxedDisarm,
 }
 
 

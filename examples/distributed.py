@@ -19,8 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 import relax_tf
+from examples.checkpoints import Checkpoint
 from examples.data import batches, load
-from examples.runs import Checkpoint, MetricsCSV, Workdir, start, tensorboard
+from examples.metrics import MetricsCSV
+from examples.runs import Workdir, start, tensorboard
 from examples.vae import build_model, build_optimizer
 
 _COMMAND = (

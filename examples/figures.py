@@ -208,3 +208,36 @@ def animation(path: pathlib.Path, frames: list[np.ndarray], per_second: int = 12
 def _save(figure: plt.Figure, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def race(
+    path: pathlib.Path,
+    lines: dict[tuple[str, str], list[tuple[float, float]]],
+    floors: dict[str, float],
+) -> None:
+    """ELBO by seconds, a panel for each architecture; an estimator has one colour in all of them.
+
+    Args:
+        path: of the figure.
+        lines: by architecture and estimator, pairs of seconds and ELBO.
+        floors: of each architecture, the ELBO below which nothing is shown.
+    """
+    estimators = list(dict.fromkeys(estimator for _, estimator in lines))
+    colours = plt.get_cmap("tab20").colors
+    figure, axes = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
+    for axis, (architecture, floor) in zip(axes.flat, floors.items(), strict=True):
+        top = floor
+        for (where, estimator), points in lines.items():
+            if where != architecture:
+                continue
+            seconds, elbo = zip(*points, strict=True)
+            k = estimators.index(estimator)
+            strong = estimator in ("flip", "midpoint", "midpoint+flip")
+            style = {"color": colours[k % 20], "lw": 2.4 if strong else 1.2}
+            axis.semilogx(seconds, elbo, label=estimator, **style)
+            top = max(top, *(value for value in elbo if np.isfinite(value)))
+        axis.set_ylim(floor, top + 0.04 * (top - floor))
+        axis.set(title=architecture, xlabel="seconds of one core", ylabel="validation ELBO (nats)")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.legend(fontsize=7, ncols=2, loc="lower right")
+    _save(figure, path)

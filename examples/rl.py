@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from examples import figures
+from examples.checkpoints import Checkpoint
 from examples.rl_agent import Agent
 from examples.rl_episodes import (
     MEASUREMENT,
@@ -30,7 +31,7 @@ from examples.rl_episodes import (
     walk_many,
 )
 from examples.rl_log import WINDOW, Log, solved_at, summary
-from examples.runs import Checkpoint, Workdir, commit, replace_file, start
+from examples.runs import Workdir, commit, replace_file, start
 
 
 def log_variances(agent: Agent, episodes: list) -> np.ndarray:

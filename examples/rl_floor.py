@@ -20,9 +20,9 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
+from examples.checkpoints import Checkpoint
 from examples.rl_agent import Agent
 from examples.rl_episodes import Actor, generator, make_vector, walk_many
-from examples.runs import Checkpoint
 
 flags.DEFINE_string("workdir", None, "Folder of a run of examples.rl on CartPole.", required=True)
 STATES, BRANCHES = 200, 40

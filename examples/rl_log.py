@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from examples.runs import read_metrics, replace_file
+from examples.metrics import read_metrics
+from examples.runs import replace_file
 
 WORK = ("environment", "acting", "update", "variance")
 WINDOW = 100  # episodes whose mean reward decides

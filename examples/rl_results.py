@@ -16,8 +16,8 @@ import numpy as np
 from absl import app, flags
 
 from examples import figures
+from examples.metrics import read_metrics
 from examples.rl_log import write_rows
-from examples.runs import read_metrics
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _COLLECT = flags.DEFINE_string("collect", None, "Folder of workdirs to store the results of.")

@@ -1,4 +1,4 @@
-"""What every experiment shares: its workdir, checkpoints, `metrics.csv`, and how it resumes.
+"""What every experiment shares: its workdir, its flags, and how it resumes.
 
     workdir/config.json              the run's configuration
     workdir/provenance.json          the commands and commits that it was run with
@@ -12,22 +12,16 @@
 The same command resumes a run that was stopped or killed. A row is written before its checkpoint
 and each file is replaced in one move once it is on the disk, so a kill or a power cut loses the
 steps since the last checkpoint and nothing else; rows that are newer than the checkpoint are
-dropped on resuming. A damaged file is refused.
+dropped on resuming. A damaged file is refused. The callbacks that write are in `metrics.py` and
+`checkpoints.py`.
 """
 
-import csv
-import errno
 import importlib.util
 import json
-import math
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
-import time
-import warnings
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -137,158 +131,6 @@ def replace_file(path: pathlib.Path, write) -> None:
         temporary.unlink(missing_ok=True)
         reason = f"cannot be written, and is left as it was: {error.strerror or error}"
         raise OSError(error.errno, reason, str(path)) from error
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """Saves the model at the end of every epoch, and brings it back.
-
-    Use it last among the callbacks, after those whose output belongs to the checkpoint.
-    """
-
-    def __init__(self, path: pathlib.Path):
-        super().__init__()
-        self.path = path
-
-    def on_epoch_end(self, epoch, logs=None):
-        replace_file(self.path, lambda path: self.model.save(path))
-
-    def restore(self, model: keras.Model) -> int:
-        """Loads the last checkpoint into a compiled model and returns the step it stands at.
-
-        Raises:
-            OSError: if the disk has no room for the checkpoints to come.
-            ValueError: if the checkpoint is damaged or does not fit the model.
-        """
-        model.optimizer.build(model.trainable_variables)
-        self._check_room([*model.variables, *model.optimizer.variables])
-        if not self.path.exists():
-            return 0
-        try:
-            _check_archive(self.path)
-            with warnings.catch_warnings():
-                # Keras only warns that it leaves another optimizer's state out: at step 0.
-                warnings.filterwarnings("error", message="Skipping variable loading")
-                model.load_weights(self.path)
-        except Exception as error:
-            raise ValueError(
-                f"the checkpoint {self.path} is damaged or belongs to another model: {error}"
-            ) from error
-        return int(model.optimizer.iterations)
-
-    def _check_room(self, variables: list[keras.Variable]) -> None:
-        """The new checkpoint is written before the old one goes."""
-        needed = sum(variable.numpy().nbytes for variable in variables)
-        folder = next(parent for parent in self.path.absolute().parents if parent.exists())
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            reason = f"no room for a checkpoint of {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB free"
-            raise OSError(errno.ENOSPC, reason, str(self.path))
-
-
-def _check_archive(path: pathlib.Path) -> None:
-    """Compares every member of a `.keras` file with its checksum; loading reads only some."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"Bad CRC-32 for file {damaged!r}")
-
-
-def stop_on_nan() -> keras.callbacks.Callback:
-    """Ends a run whose loss is NaN, before a row or a checkpoint of that epoch is written."""
-    return keras.callbacks.TerminateOnNaN(raise_error=True)
-
-
-class BestCheckpoint(keras.callbacks.Callback):
-    """Saves the model at the end of the epoch in which a metric is highest.
-
-    Use it between `MetricsCSV` and `Checkpoint`. A run that is killed in between goes back to its
-    checkpoint, and writes the same model once more.
-
-    Args:
-        path: a file `*.keras`.
-        rows: those of the `MetricsCSV`; it appends to them. The row of step 0 does not count.
-        column: the metric.
-    """
-
-    def __init__(self, path: pathlib.Path, rows: list[dict[str, float]], column: str):
-        super().__init__()
-        self.path = path
-        self.rows = rows
-        self.column = column
-
-    def on_epoch_end(self, epoch, logs=None):
-        *earlier, last = [row[self.column] for row in self.rows if row["step"] > 0]
-        if last > max(earlier, default=-math.inf):
-            replace_file(self.path, lambda path: self.model.save(path))
-
-
-class MetricsCSV(keras.callbacks.Callback):
-    """Appends a row of metrics to a CSV file at the end of every epoch.
-
-    Args:
-        path: the file.
-        columns: for each column the function that computes it from Keras's logs; `step` comes
-            first and `seconds` (of training and evaluation, resumed runs added up) last.
-        start_step: the step that the run resumes from; newer rows are dropped.
-        steps_per_epoch: steps between two rows.
-
-    Raises:
-        ValueError: if the file is damaged or lacks the row of `start_step`.
-    """
-
-    def __init__(
-        self, path: pathlib.Path, columns: dict[str, Any], start_step: int, steps_per_epoch: int
-    ):
-        super().__init__()
-        self.path = path
-        self.columns = columns
-        self.steps_per_epoch = steps_per_epoch
-        rows = read_metrics(path) if start_step else []  # without a checkpoint it starts anew
-        self.rows = [row for row in rows if row["step"] <= start_step]
-        if start_step and (not self.rows or self.rows[-1]["step"] != start_step):
-            raise ValueError(
-                f"{path} lacks the row of step {start_step}, where the run resumes. Restore the "
-                "file, or start anew in another --workdir."
-            )
-        self._seconds = self.rows[-1]["seconds"] if self.rows else 0.0
-
-    def write(self, step: int, logs: dict[str, float]) -> None:
-        values = {name: float(column(logs)) for name, column in self.columns.items()}
-        self.rows.append({"step": step, **values, "seconds": round(self._seconds, 2)})
-        replace_file(self.path, self._write)
-
-    def _write(self, path: pathlib.Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", *self.columns, "seconds"])
-            writer.writeheader()
-            writer.writerows(self.rows)
-
-    def on_train_begin(self, logs=None):
-        self._since = time.monotonic()
-
-    def on_epoch_end(self, epoch, logs=None):
-        now = time.monotonic()
-        self._seconds, self._since = self._seconds + now - self._since, now
-        self.write((epoch + 1) * self.steps_per_epoch, logs)
-
-
-def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, as numbers, NaN where empty; none if there is no file."""
-    if not path.exists():
-        return []
-    try:
-        text = path.read_text()
-        if not text.endswith("\n"):
-            raise ValueError("it ends within a row")
-        return [
-            {
-                key: int(value) if key == "step" else float("nan" if value == "" else value)
-                for key, value in row.items()
-            }
-            for row in csv.DictReader(text.splitlines(), strict=True)
-        ]
-    except (ValueError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path} is damaged: {error}. Restore or remove it.") from error
 
 
 def start(example: Callable[[Any, str], Any]) -> None:

@@ -23,7 +23,8 @@ from typing import NamedTuple
 from absl import app, flags
 
 from examples import figures
-from examples.runs import read_metrics, replace_file
+from examples.metrics import read_metrics
+from examples.runs import replace_file
 
 _ROOT = pathlib.Path(__file__).parent.parent
 

@@ -16,152 +16,18 @@ they have a table of their own.
 
 import importlib
 import json
-import math
 import pathlib
 import re
 import shlex
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_collections
 from absl import app, flags
 
 from examples import figures, toy
-from examples.runs import read_metrics
-
-# Table 1 of the paper: training ELBO in nats, best over training; its REBAR is "REBAR ours".
-PAPER = {
-    ("mnist", "linear1"): {
-        "nvil": -112.5,
-        "muprop": -111.7,
-        "rebar": -111.66,
-        "relaxed_rebar": -111.22,
-    },
-    ("mnist", "linear2"): {
-        "nvil": -99.6,
-        "muprop": -99.07,
-        "rebar": -98.23,
-        "relaxed_rebar": -98.04,
-    },
-    ("mnist", "nonlinear"): {
-        "nvil": -102.2,
-        "muprop": -101.5,
-        "rebar": -83.02,
-        "relaxed_rebar": -79.49,
-    },
-    ("omniglot", "linear1"): {
-        "nvil": -117.44,
-        "muprop": -117.09,
-        "rebar": -116.75,
-        "relaxed_rebar": -116.62,
-    },
-    ("omniglot", "linear2"): {
-        "nvil": -109.98,
-        "muprop": -109.55,
-        "rebar": -108.74,
-        "relaxed_rebar": -108.59,
-    },
-    ("omniglot", "nonlinear"): {
-        "nvil": -110.4,
-        "muprop": -109.58,
-        "rebar": -62.28,
-        "relaxed_rebar": -58.55,
-    },
-}
-PAPER_STEPS = 2_000_000
+from examples.stored import PAPER_STEPS, Run, command, overrides, read_runs
 
 _EXAMPLES = pathlib.Path(__file__).parent
-
-# Fields that a rerun does not need: where data and time go, not what comes out.
-_NOT_IN_COMMAND = {"data_dir", "verbose", "jit_compile", "steps_per_execution"}
-
-
-class Run(NamedTuple):
-    """The stored results of one run."""
-
-    name: str
-    is_sweep: bool
-    config: dict[str, Any]
-    rows: list[dict[str, float]]
-    results: dict[str, Any]  # of the last evaluation; {} if there was none
-    provenance: list[dict[str, str]]
-
-    @property
-    def problem(self) -> tuple[str, str]:
-        return self.config["dataset"], self.config["architecture"]
-
-    @property
-    def last(self) -> dict[str, float]:
-        return self.rows[-1]
-
-    def best(self, column: str) -> float:
-        """The highest value of a column after step 0."""
-        values = [row[column] for row in self.rows if row["step"] and not math.isnan(row[column])]
-        return max(values, default=math.nan)
-
-    @property
-    def paper(self) -> float | None:
-        """The paper's training ELBO; it speaks of the full datasets."""
-        if self.config.get("splits"):
-            return None
-        return PAPER.get(self.problem, {}).get(self.config["estimator"])
-
-    @property
-    def commits(self) -> str:
-        return ", ".join(dict.fromkeys(entry["commit"] for entry in self.provenance)) or "?"
-
-
-def read_runs(folder: pathlib.Path) -> list[Run]:
-    """The VAE runs below a folder that have at least one row after step 0, sorted by name."""
-    runs = []
-    for file in sorted(folder.rglob("config.json")):
-        config = json.loads(file.read_text())
-        rows = read_metrics(file.parent / "metrics.csv") if "architecture" in config else []
-        if rows and rows[-1]["step"] > 0:
-            place = file.parent.relative_to(folder)
-            runs.append(
-                Run(
-                    name=str(place),
-                    is_sweep="sweeps" in place.parts,
-                    config=config,
-                    rows=rows,
-                    results=_json(file.parent / "results.json", {}),
-                    provenance=_json(file.parent / "provenance.json", []),
-                )
-            )
-    return runs
-
-
-def _json(file: pathlib.Path, default: Any) -> Any:
-    return json.loads(file.read_text()) if file.exists() else default
-
-
-def command(run: Run) -> str:
-    """The command that repeats a run: the Table 1 config, and every field that differs from it."""
-    row = "-".join([*run.problem, run.config["estimator"]])
-    base = importlib.import_module("configs.vae_table1").get_config(row)
-    start = ["python", "-m", "examples.vae", f"--config=configs/vae_table1.py:{row}"]
-    fixed = {"steps": run.last["step"], "seed": run.config["seed"]}
-    return shlex.join([*start, "--workdir=DIR", *_overrides(run.config, base, fixed)])
-
-
-def _overrides(
-    config: dict[str, Any], base: ml_collections.ConfigDict, fixed: dict[str, Any]
-) -> list[str]:
-    """The flags for the fields in which a run differs from its config file, and for `fixed`."""
-    base = json.loads(base.to_json_best_effort())
-    changed = {
-        key: value
-        for key, value in config.items()
-        if value != base.get(key) and key not in _NOT_IN_COMMAND and key in base
-    }
-    return [f"--config.{key}={_flag(value)}" for key, value in sorted((changed | fixed).items())]
-
-
-def _flag(value: Any) -> str:
-    if isinstance(value, list):
-        return str(tuple(value)).replace(" ", "")
-    return str(value)
 
 
 def markdown(runs: list[Run]) -> str:
@@ -298,8 +164,8 @@ def toy_section(folder: pathlib.Path) -> str:
     target, steps = config["target"], config["steps"]
     results = toy.report(folder, folder / "toy.png", target)
     base = importlib.import_module("configs.toy").get_config()
-    overrides = _overrides(config, base, {"target": target, "seeds": config["seeds"]})
-    command = ["python", "-m", "examples.toy", "--config=configs/toy.py", "--workdir=DIR"]
+    changed = overrides(config, base, {"target": target, "seeds": config["seeds"]})
+    words = ["python", "-m", "examples.toy", "--config=configs/toy.py", "--workdir=DIR"]
     lines = [
         f"| estimator, t = {target} | `E[(b - t)^2]` after {_thousands(steps)} steps "
         f"(optimum {results['optimum']:.5f}) | log-variance of the gradient |",
@@ -312,7 +178,7 @@ def toy_section(folder: pathlib.Path) -> str:
             f"| {values['log_variance_median']:.2f} |"
         )
     figure = f"![Figure 1 at t = {target}](results/{folder.name}/toy.png)"
-    return "\n\n".join([f"`{shlex.join([*command, *overrides])}`:", "\n".join(lines), figure])
+    return "\n\n".join([f"`{shlex.join([*words, *changed])}`:", "\n".join(lines), figure])
 
 
 def _toy_runs(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -26,18 +26,11 @@ from absl import app, flags
 
 import relax_tf
 from examples import figures
+from examples.checkpoints import BestCheckpoint, Checkpoint, stop_on_nan
 from examples.data import Images, batches, load
 from examples.iwae import importance_weighted_bound
-from examples.runs import (
-    BestCheckpoint,
-    Checkpoint,
-    MetricsCSV,
-    Workdir,
-    replace_file,
-    start,
-    stop_on_nan,
-    tensorboard,
-)
+from examples.metrics import MetricsCSV
+from examples.runs import Workdir, replace_file, start, tensorboard
 from examples.vae_models import build_model, prior_means, reconstructions, stochastic_layers
 
 _BEST = "best.keras"  # the row with the best validation ELBO

@@ -44,7 +44,7 @@ def _linear2(config: ml_collections.ConfigDict, images: Images) -> relax_tf.Rela
     x, centred = _inputs(images)
     b1 = _binary(config, "b1", prior=None)(centred)
     seen = keras.layers.Concatenate(name="b2_context")([centred, b1])
-    b2 = _binary(config, "b2", prior="learned")(b1, context=seen)
+    b2 = _binary(config, "b2", prior="learned", layer=1)(b1, context=seen)
     prior_logits = keras.layers.Dense(config.units, name="b1_prior")(b2)
     outputs = {"x": _linear("decoder", images)(b1), "b1_prior": prior_logits}
     return TwoLayerVAE(x, outputs, name="vae")
@@ -122,9 +122,16 @@ def stochastic_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return [layer for layer in model.layers if hasattr(layer, "prior_distribution")]
 
 
-def build_estimator(config: ml_collections.ConfigDict) -> relax_tf.estimators.Estimator:
-    """The configured estimator, with those of the settings that it has."""
-    estimator_class = type(relax_tf.estimators.get(config.estimator))
+def build_estimator(
+    config: ml_collections.ConfigDict, layer: int = 0
+) -> relax_tf.estimators.Estimator:
+    """The configured estimator, with those of the settings that it has.
+
+    `config.estimator` is that of all stochastic layers, or one for each, in the order in which they
+    are called: `"midpoint+flip"`.
+    """
+    names = config.estimator.split("+")
+    estimator_class = type(relax_tf.estimators.get(names[min(layer, len(names) - 1)]))
     settings = {
         "temperature": config.temperature,
         "coupled": config.coupled,
@@ -145,10 +152,12 @@ def _inputs(images: Images) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     return x, keras.layers.Normalization(mean=images.mean, variance=np.ones(pixels))(x)
 
 
-def _binary(config: ml_collections.ConfigDict, name: str, prior: str | None) -> keras.layers.Layer:
+def _binary(
+    config: ml_collections.ConfigDict, name: str, prior: str | None, layer: int = 0
+) -> keras.layers.Layer:
     return relax_tf.StochasticBinaryLayer(
         config.units,
-        estimator=build_estimator(config),
+        estimator=build_estimator(config, layer),
         support=(-1, 1),
         prior=prior,
         kl="sampled",

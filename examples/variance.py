@@ -18,8 +18,10 @@ import numpy as np
 
 import relax_tf
 from examples import vae
+from examples.checkpoints import Checkpoint
 from examples.data import Images, batches
-from examples.runs import Checkpoint, MetricsCSV, Workdir, replace_file, start
+from examples.metrics import MetricsCSV
+from examples.runs import Workdir, replace_file, start
 from relax_tf.diagnostics import Comparison, compare
 
 

@@ -23,7 +23,7 @@ from relax_tf.models import RelaxModel  # noqa: E402
 from relax_tf.optimizers import RelaxOptimizer  # noqa: E402
 from relax_tf.step.estimation import ModelEstimate  # noqa: E402
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Latent",

@@ -6,9 +6,10 @@ from typing import Any
 import keras
 
 from relax_tf.control_variates import is_control_variate
+from relax_tf.keras_internals import Functional, all_layers
 from relax_tf.layers import StochasticLayer
 from relax_tf.layers.passes import EvaluationPass
-from relax_tf.step.graph import Functional, is_called_by_its_graph
+from relax_tf.step.graph import is_called_by_its_graph
 from relax_tf.step.hard_pass import run
 from relax_tf.validation import one_of
 
@@ -59,7 +60,9 @@ def export(
 def _input_shape(model: Any) -> Any:
     if isinstance(model, Functional):
         return model.input_shape
-    return next(iter(model._build_shapes_dict.values()))
+    config = keras.Model.get_build_config(model)
+    shapes = config.get("shapes_dict", config)  # one shape by itself, several in a dict
+    return next(iter(shapes.values()))
 
 
 def _can_be_made_anew(layer: Any) -> bool:
@@ -71,7 +74,7 @@ def _can_be_made_anew(layer: Any) -> bool:
 
 
 def _holds_stochastic_layers(layer: keras.layers.Layer) -> bool:
-    return any(isinstance(inner, StochasticLayer) for inner in layer._flatten_layers())
+    return any(isinstance(inner, StochasticLayer) for inner in all_layers(layer))
 
 
 def _anew(model: Any, inference: str) -> tuple[Any, Any]:

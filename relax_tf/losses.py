@@ -6,6 +6,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from relax_tf.keras_internals import flat_losses, mask_of, replaced_losses
+
+__all__ = ["BernoulliNegativeLogLikelihood"]
+
 
 @keras.saving.register_keras_serializable("relax_tf")
 class BernoulliNegativeLogLikelihood(keras.losses.Loss):
@@ -57,7 +61,7 @@ class BernoulliNegativeLogLikelihood(keras.losses.Loss):
 
 def _beside_its_mask(y_pred: Any) -> Any:
     """`(y_pred, mask)` of a masked `y_pred`: Keras hands the pair on to `call` as it is."""
-    mask = getattr(y_pred, "_keras_mask", None)
+    mask = mask_of(y_pred)
     return y_pred if mask is None else (tf.identity(y_pred), mask)
 
 
@@ -84,7 +88,7 @@ def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = Non
     Keras would have computed.
 
     Args:
-        compile_loss: the model's `_compile_loss`.
+        compile_loss: the model's.
         y, y_pred: targets and predictions, in the structure that `compile` was told of.
         sample_weight: None, one tensor, or one for each output.
     """
@@ -96,13 +100,8 @@ def per_example(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any = Non
     if not compile_loss.built:
         with keras.StatelessScope():  # a call builds it, and would count in its metrics
             compile_loss(y, y_pred)
-    flat_losses, metrics = compile_loss._flat_losses, compile_loss._metrics
-    compile_loss._flat_losses = [item._replace(loss=_PerExample(item.loss)) for item in flat_losses]
-    compile_loss._metrics = [None] * len(flat_losses)  # each output's loss is tracked elsewhere
-    try:
+    with replaced_losses(compile_loss, _PerExample):  # each output's loss is tracked elsewhere
         return compile_loss(y, y_pred, sample_weight)
-    finally:
-        compile_loss._flat_losses, compile_loss._metrics = flat_losses, metrics
 
 
 # Keras's losses that take the mean of as many losses as an example has numbers.
@@ -122,7 +121,7 @@ def averaged_over(compile_loss: Any, y_pred: Any) -> int:
 
     Known is that of a sole loss of Keras's own that has no weight.
     """
-    losses, outputs = compile_loss._flat_losses, keras.tree.flatten(y_pred)
+    losses, outputs = flat_losses(compile_loss), keras.tree.flatten(y_pred)
     if len(losses) != 1 or len(outputs) != 1 or losses[0].loss_weights is not None:
         return 1
     is_mean = getattr(losses[0].loss, "fn", None) in _MEANS
@@ -134,7 +133,7 @@ def refuse_sums(compile_loss: Any) -> None:
 
     Its value per example is the batch size times the loss, and so is not what a bound is of.
     """
-    for item in compile_loss._flat_losses:
+    for item in flat_losses(compile_loss):
         if getattr(item.loss, "reduction", None) == "sum":
             raise ValueError(
                 f"the compiled loss {item.loss.name!r} has reduction='sum', but the multi-sample "
@@ -166,7 +165,7 @@ class _PerExample:
     def __call__(self, y_true, y_pred, sample_weight=None):
         if isinstance(self.loss, BernoulliNegativeLogLikelihood):
             y_pred = _beside_its_mask(y_pred)
-        mask = getattr(y_pred, "_keras_mask", None)
+        mask = mask_of(y_pred)
         y_true, y_pred = (self._converted(value) for value in (y_true, y_pred))
         values = self.loss.call(y_true, y_pred)
         if values.shape.rank == 0:
@@ -175,7 +174,7 @@ class _PerExample:
                 "samples need one value per example: return shape [batch, ...] and leave the "
                 "average over the batch to us."
             )
-        masks = [m for m in (mask, getattr(values, "_keras_mask", None)) if m is not None]
+        masks = [m for m in (mask, mask_of(values)) if m is not None]
         values = tf.cast(values, self.loss.dtype)
         weights = self._weights(values, masks, sample_weight)
         if weights is not None:

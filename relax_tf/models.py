@@ -8,7 +8,7 @@ import keras
 
 from relax_tf.control_variates import is_control_variate
 from relax_tf.deployment import export, inference_model
-from relax_tf.step.graph import Functional
+from relax_tf.keras_internals import Functional, Trainer, replace_base, unpickler
 from relax_tf.step.trainer import RelaxTrainer
 
 
@@ -56,8 +56,8 @@ class RelaxModel(RelaxTrainer, keras.Model):
             super().__init__(**kwargs)
             return
         if not isinstance(self, Functional):
-            _make_functional(type(self))
-        _Trainer.__init__(self)
+            replace_base(type(self), RelaxModel, _FunctionalRelaxModel)
+        Trainer.__init__(self)
         Functional.__init__(self, *args, **kwargs)
 
     def for_inference(self, inference: str = "mode") -> keras.Model:
@@ -121,8 +121,6 @@ class RelaxModel(RelaxTrainer, keras.Model):
 # rewriting its bases for good, RelaxModel's included, after which no other subclass could have a
 # `call` of its own. So functional models are built by a twin that is functional from the start.
 
-_Trainer = keras.Model.__bases__[0]
-
 
 @keras.saving.register_keras_serializable("relax_tf", "FunctionalRelaxModel")
 class _FunctionalRelaxModel(RelaxModel, Functional):
@@ -130,7 +128,7 @@ class _FunctionalRelaxModel(RelaxModel, Functional):
 
     def __reduce__(self):
         _, saved = super().__reduce__()  # pickle cannot find this class by its name
-        return RelaxModel._unpickle_model, saved
+        return unpickler(RelaxModel), saved
 
 
 _FunctionalRelaxModel.__name__ = _FunctionalRelaxModel.__qualname__ = "RelaxModel"
@@ -139,13 +137,3 @@ _FunctionalRelaxModel.__name__ = _FunctionalRelaxModel.__qualname__ = "RelaxMode
 def _functional_arguments(args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a model is constructed from inputs and outputs."""
     return len(args) == 2 or {"inputs", "outputs"} <= {*kwargs, *["inputs"][: len(args)]}
-
-
-def _make_functional(cls: type) -> None:
-    """Gives the twin's bases to a user's subclass that passes inputs and outputs to `super()`."""
-    cls.__bases__ = tuple(
-        _FunctionalRelaxModel if base is RelaxModel else base for base in cls.__bases__
-    )
-    for base in cls.__bases__:
-        if issubclass(base, RelaxModel) and base is not _FunctionalRelaxModel:
-            _make_functional(base)

@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
-from relax_tf.rates import control_variate_copy
+from relax_tf.control_variates.rates import control_variate_copy
+from relax_tf.keras_internals import SwappedAverages, refuse_unknown, variables_of
 from relax_tf.validation import positive_integer, positive_number
 
 
@@ -34,14 +35,14 @@ def _of_the_model_s(name: str) -> property:
         return None if self._builds_itself else getattr(self.optimizer, name)
 
     def set_(self, value):
-        if hasattr(self, "_inner_optimizers"):  # else Keras's constructor sets its defaults
+        if self._is_made:  # else Keras's constructor sets its defaults
             setattr(self.optimizer, name, value)
 
     return property(get, set_)
 
 
 @keras.saving.register_keras_serializable("relax_tf")
-class RelaxOptimizer(keras.optimizers.MultiOptimizer):
+class RelaxOptimizer(SwappedAverages, keras.optimizers.MultiOptimizer):
     """Updates the model's parameters with one optimizer and the control variates' with another.
 
     `RelaxModel.compile` wraps a plain optimizer in one. Its `learning_rate` is the model's, so
@@ -101,6 +102,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         by_side = _BySide(optimizer, control_variate_optimizer)
         loss_scale_factor = loss_scale_factor or optimizer.loss_scale_factor
         super().__init__(by_side, loss_scale_factor=loss_scale_factor, name=name)
+        self._is_made = True
         self.control_variate_update_every = every
 
     @property
@@ -111,13 +113,14 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
     @property
     def optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer of the model's parameters."""
-        return self._inner_optimizers[0]
+        return super().optimizers[0]
 
     @property
     def control_variate_optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer of the control variates' parameters."""
-        return self._inner_optimizers[1]
+        return super().optimizers[1]
 
+    _is_made = False  # whether there are two optimizers to ask
     _builds_itself = False
     weight_decay = _of_the_model_s("weight_decay")
     clipnorm = _of_the_model_s("clipnorm")
@@ -131,7 +134,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
     def __getattr__(self, name: str) -> Any:
         # Python comes here for what a RelaxOptimizer does not have.
         hidden = name.startswith("_") or name == "optimizers"
-        if hidden or "_inner_optimizers" not in vars(self):
+        if hidden or not self._is_made:
             raise AttributeError(
                 f"a RelaxOptimizer has no attribute {name!r}, but an `optimizer` and a "
                 "`control_variate_optimizer`."
@@ -140,7 +143,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
-        if not own and "_inner_optimizers" in vars(self) and hasattr(self.optimizer, name):
+        if not own and self._is_made and hasattr(self.optimizer, name):
             setattr(self.optimizer, name, value)
         else:
             super().__setattr__(name, value)
@@ -153,28 +156,25 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
     def iterations(self) -> Any:
         """The model's steps; of several that accumulate a gradient the last counts."""
         steps = self.gradient_accumulation_steps
-        return self._iterations // steps if steps else self._iterations
+        return super().iterations // steps if steps else super().iterations
 
-    @property
-    def _model_variables_moving_average(self) -> list[keras.Variable]:
-        """For `keras.callbacks.SwapEMAWeights`: of each variable, in the order of `build`."""
+    def _optimizers_of_averages(self) -> list[tuple[keras.optimizers.Optimizer, keras.Variable]]:
+        """For each variable, in the order of `build`, the optimizer that keeps its average."""
         if not (self.built and self.use_ema):
             raise AttributeError("the model's optimizer keeps no averages (`use_ema=False`).")
-        sides = [self._side_of(variable) for variable in self._trainable_variables]
-        if not all(side.use_ema for side in sides):
+        pairs = [(self._side_of(variable), variable) for variable in variables_of(self)]
+        if not all(side.use_ema for side, _ in pairs):
             raise ValueError(
                 "`keras.callbacks.SwapEMAWeights` needs averages of all variables: make the "
                 "RelaxOptimizer's `control_variate_optimizer` with use_ema=True too, or leave it "
                 "out. Received: use_ema=True for the model and use_ema=False for the control "
                 "variates."
             )
-        return [
-            side._model_variables_moving_average[side._get_variable_index(variable)]
-            for side, variable in zip(sides, self._trainable_variables, strict=True)
-        ]
+        return pairs
 
     def _side_of(self, variable: keras.Variable) -> keras.optimizers.Optimizer:
-        return self._inner_optimizers[self._var_to_optimizer_idx[self._var_key(variable)]]
+        of_control_variates = is_control_variate(variable)
+        return self.control_variate_optimizer if of_control_variates else self.optimizer
 
     def build(self, variables: list) -> None:
         self._builds_itself = True
@@ -188,11 +188,10 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
         if not grads or trainable_variables is None or not self.built:
             super().apply(grads, trainable_variables)
             return
-        self._check_variables_are_known(trainable_variables)
-        sides = [[] for _ in self._inner_optimizers]
-        for grad, variable in zip(grads, trainable_variables, strict=True):
-            sides[self._var_to_optimizer_idx[self._var_key(variable)]].append((grad, variable))
-        of_model, of_control_variates = sides
+        refuse_unknown(self, trainable_variables)
+        of_model, of_control_variates = [], []
+        for pair in zip(grads, trainable_variables, strict=True):
+            (of_control_variates if is_control_variate(pair[1]) else of_model).append(pair)
         self._apply_side(self.optimizer, of_model)
         if self.control_variate_due is None:
             self._apply_side(self.control_variate_optimizer, of_control_variates)
@@ -202,7 +201,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
                 lambda: self._apply_side(self.control_variate_optimizer, of_control_variates),
                 lambda: None,
             )
-        self._iterations.assign_add(1)
+        super().iterations.assign_add(1)
 
     @staticmethod
     def _apply_side(optimizer: keras.optimizers.Optimizer, pairs: list) -> None:
@@ -219,7 +218,7 @@ class RelaxOptimizer(keras.optimizers.MultiOptimizer):
                 "`control_variate_update_every` must be 1 on several replicas. "
                 f"Received: {self.control_variate_update_every}"
             )
-        return self._iterations % self.control_variate_update_every == 0
+        return super().iterations % self.control_variate_update_every == 0
 
     @property
     def learning_rate(self) -> Any:

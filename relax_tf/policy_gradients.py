@@ -33,11 +33,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from relax_tf.distributions.base import Distribution, Draw
+from relax_tf.distributions.base import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
-from relax_tf.distributions.one_hot_categorical import OneHotCategorical
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Estimate, second_moment
+from relax_tf.trajectories import as_sample, check_estimator, check_steps, draw_of, real_tensor
+
+__all__ = ["episode_second_moment", "policy_gradient", "returns_to_go"]
 
 
 def returns_to_go(
@@ -66,10 +68,10 @@ def returns_to_go(
     >>> relax_tf.policy_gradients.returns_to_go([1.0, 0.0, 2.0], discount=0.5).numpy()
     array([1.5, 1. , 2. ], dtype=float32)
     """
-    rewards = _real(rewards, "rewards")
+    rewards = real_tensor(rewards, "rewards")
     if rewards.shape.rank == 0:
         raise ValueError("`rewards` need shape [time, ...]. Received shape: ()")
-    discount = _real(discount, "discount", rewards.dtype)
+    discount = real_tensor(discount, "discount", rewards.dtype)
     known = tf.get_static_value(discount)
     if known is not None and not ((known >= 0) & (known <= 1)).all():
         raise ValueError(f"`discount` must be in [0, 1]. Received: {known}")
@@ -78,7 +80,7 @@ def returns_to_go(
             f"`discount` must be a number or have the shape of `rewards`, {tuple(rewards.shape)}. "
             f"Received shape: {tuple(discount.shape)}"
         )
-    bootstrap = _real(bootstrap, "bootstrap", rewards.dtype)
+    bootstrap = real_tensor(bootstrap, "bootstrap", rewards.dtype)
     if bootstrap.shape.rank != 0 and not bootstrap.shape.is_compatible_with(rewards.shape[1:]):
         raise ValueError(
             f"`bootstrap` must have shape {tuple(rewards.shape[1:])}, that of `rewards` without "
@@ -161,18 +163,18 @@ def policy_gradient(
     >>> tape.gradient(estimate.surrogate, weights).shape
     TensorShape([4, 2])
     """
-    _check_estimator(estimator, dist)
-    action = _as_sample(action, dist)
-    _check_steps(action, dist, "action")
-    returns = _real(returns, "returns", dist.dtype)
+    check_estimator(estimator, dist)
+    action = as_sample(action, dist)
+    check_steps(action, dist, "action")
+    returns = real_tensor(returns, "returns", dist.dtype)
     if returns.shape.rank != 1:
         raise ValueError(f"`returns` need shape [time]. Received shape: {tuple(returns.shape)}")
-    _check_steps(returns, dist, "returns")
+    check_steps(returns, dist, "returns")
     if state is not None:
-        state = _real(state, "state")
-        _check_steps(state, dist, "state")
+        state = real_tensor(state, "state")
+        check_steps(state, dist, "state")
     seed = make_seed(seed)
-    draw = _draw_of(dist.detached(), action, z, fold_in(seed, 2))
+    draw = draw_of(dist.detached(), action, z, fold_in(seed, 2))
     cost = -tf.stop_gradient(returns)
     estimate = estimator.estimate_at(
         dist, draw, draw.b, cost, lambda b: cost, state, seed, objective=objective
@@ -235,82 +237,3 @@ def episode_second_moment(
         return tf.add_n([tf.reduce_sum(tf.square(total / steps)) for total in totals])
 
     return objective
-
-
-def _check_estimator(estimator: Estimator, dist: Distribution) -> None:
-    if not isinstance(estimator, Estimator):
-        raise TypeError(
-            "`estimator` must be an estimator of relax_tf.estimators. "
-            f"Received: {estimator!r} (of type {type(estimator).__name__})"
-        )
-    if not isinstance(dist, Distribution):
-        raise TypeError(
-            "`dist` must be a distribution of relax_tf.distributions. "
-            f"Received: {dist!r} (of type {type(dist).__name__})"
-        )
-    estimator.check_defined_for(type(dist))
-    if not estimator.needs_cost or estimator.evaluations != 1:
-        raise ValueError(
-            "a return is known at the action taken only, and has no derivative: use 'relax', "
-            "'lax', 'nvil' or 'reinforce'. Received: the estimator "
-            f"{type(estimator).__name__}, which needs more"
-        )
-
-
-def _real(value: Any, name: str, dtype: tf.DType | None = None) -> tf.Tensor:
-    """`value` as a float tensor, of `dtype` if one is given."""
-    try:
-        received = tf.convert_to_tensor(value).dtype
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be made of real numbers. Received: {value!r}") from error
-    if not (received.is_floating or received.is_integer):
-        raise TypeError(f"`{name}` must be made of real numbers. Received dtype: {received.name}")
-    if dtype is None:
-        dtype = tf.float64 if received == tf.float64 else tf.float32
-    # The hint keeps Python's numbers exact; tensors of another dtype are cast.
-    return tf.cast(tf.convert_to_tensor(value, dtype_hint=dtype), dtype)
-
-
-def _check_steps(value: tf.Tensor, dist: Distribution, name: str) -> None:
-    if value.shape.rank == 0 or not value.shape[:1].is_compatible_with(dist.shape[:1]):
-        raise ValueError(
-            f"`{name}` must have as many steps as the distribution, {dist.shape[0]}. "
-            f"Received shape: {tuple(value.shape)}"
-        )
-
-
-def _as_sample(action: Any, dist: Distribution) -> tf.Tensor:
-    """Actions in the shape of a sample; integers `[time]` name the classes of a categorical."""
-    action = _real(action, "action", dist.dtype)
-    if isinstance(dist, OneHotCategorical) and dist.shape.rank == 2 and action.shape.rank == 1:
-        known, classes = tf.get_static_value(action), dist.shape[-1]
-        if known is not None and not ((known >= 0) & (known < classes)).all():
-            raise ValueError(f"`action` must be numbers from 0 to {classes - 1}. Received: {known}")
-        return tf.one_hot(tf.cast(action, tf.int32), classes, dtype=dist.dtype)
-    if not action.shape.is_compatible_with(dist.shape):
-        raise ValueError(
-            f"`action` must have the shape of a sample, {tuple(dist.shape)}, or for one "
-            "categorical variable be the classes' numbers, [time]. "
-            f"Received shape: {tuple(action.shape)}"
-        )
-    return action
-
-
-def _draw_of(dist: Distribution, action: tf.Tensor, z: Any, seed: tf.Tensor) -> Draw:
-    if z is None:
-        z = dist.conditional_draw(action, seed) if dist.discrete else action
-    z = _real(z, "z", dist.dtype)
-    if not z.shape.is_compatible_with(dist.shape):
-        raise ValueError(
-            f"`z` must have the shape of a sample, {tuple(dist.shape)}. "
-            f"Received shape: {tuple(z.shape)}"
-        )
-    b = dist.harden(z)
-    known = [tf.get_static_value(value) for value in (action, b)]
-    if known[0] is not None and known[1] is not None and (abs(known[0] - known[1]) > 1e-4).any():
-        raise ValueError(
-            "`z` must be the variable that `action` was read from, action = H(z). They disagree in "
-            f"{int((abs(known[0] - known[1]) > 1e-4).reshape(len(known[0]), -1).any(-1).sum())} of "
-            f"{len(known[0])} steps"
-        )
-    return Draw(tf.stop_gradient(b), tf.stop_gradient(z))

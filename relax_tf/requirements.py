@@ -5,9 +5,9 @@ import importlib.metadata
 import os
 import re
 
-MINIMUM = {"tensorflow": "2.21", "keras": "3.15", "tensorflow-probability": "0.25"}
+MINIMUM = {"tensorflow": "2.20", "keras": "3.15", "tensorflow-probability": "0.25"}
 _ALIASES = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tf-nightly", "tensorflow-intel")}
-_INSTALL = 'pip install -U "tensorflow>=2.21" "keras>=3.15" "tensorflow-probability[tf]>=0.25"'
+_INSTALL = 'pip install -U "tensorflow>=2.20" "keras>=3.15" "tensorflow-probability[tf]>=0.25"'
 
 
 def check_requirements() -> None:

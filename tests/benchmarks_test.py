@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import charts, growth, memory, models, step_time, textbook, timing
+from benchmarks import charts, growth, memory, models, recipe, step_time, timing
 from tests.problems import shake, z_scores
 
 TINY = {"jit_compile": False, "steps_per_execution": 2}
@@ -101,13 +101,13 @@ def exact_gradients(model, x):
         expected = 0.0
         for bits in itertools.product([0.0, 1.0], repeat=units):
             b = tf.tile([bits], [len(x), 1])
-            expected += tf.exp(textbook._log_prob(b, theta)) * model.cost(x, b, theta)
+            expected += tf.exp(recipe._log_prob(b, theta)) * model.cost(x, b, theta)
         expected = tf.reduce_mean(expected)
     return tape.gradient(expected, model.model_variables)
 
 
 def test_textbook_is_unbiased():
-    model = textbook.TextbookVAE(np.full(4, 0.3, "f"), 3, (5,))
+    model = recipe.TextbookVAE(np.full(4, 0.3, "f"), 3, (5,))
     shake(model.trainable_variables)
     x = tf.constant([[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0]])
     many = tf.repeat(x, 500, 0)
@@ -118,7 +118,7 @@ def test_textbook_is_unbiased():
 
 
 def test_textbook_descends_its_second_moment_in_phi():
-    model = textbook.TextbookVAE(np.full(4, 0.3, "f"), 3, (5,))
+    model = recipe.TextbookVAE(np.full(4, 0.3, "f"), 3, (5,))
     shake(model.trainable_variables)
     x = tf.repeat(tf.constant([[0.0, 1.0, 1.0, 0.0]]), 500, 0)
     state = model.noise.state.numpy()
@@ -142,7 +142,7 @@ def test_textbook_descends_its_second_moment_in_phi():
 
 def test_textbook_trains_through_fit():
     keras.utils.set_random_seed(1)
-    model = textbook.TextbookVAE(np.full(4, 0.3, "f"), 3, (5,))
+    model = recipe.TextbookVAE(np.full(4, 0.3, "f"), 3, (5,))
     model.compile("adam")
     history = model.fit(models.data(20, 4), steps_per_epoch=300, epochs=2, verbose=0)
     first, last = history.history["loss"]

@@ -756,3 +756,68 @@ def test_a_stochastic_layer_inside_recompute_grad_is_refused():
     model.compile("sgd", loss="mse")
     with pytest.raises(ValueError, match="recompute_grad"):
         model.fit(X, Y, verbose=0)
+
+
+# Networks of control variates.
+
+
+def network(*layers):
+    return keras.Sequential([*layers, Dense(1, kernel_initializer="zeros")])
+
+
+def half_stopped(x):
+    return tf.stop_gradient(x) + 0.1 * x
+
+
+BAD_NETWORKS = {
+    "less the batch's mean": (Apply(lambda x: x - tf.reduce_mean(x, 0)), "couples the examples"),
+    "batch normalisation in training": (
+        Apply(keras.layers.BatchNormalization()),
+        "couples the examples",
+    ),
+    "neighbours": (Apply(lambda x: x + 0.1 * tf.roll(x, 1, 0)), "couples the examples"),
+    "stopped gradient": (Apply(half_stopped), WRONG_SLOPE),
+    "rounding": (Apply(lambda x: x + tf.round(2 * x)), WRONG_SLOPE),
+}
+GOOD_NETWORKS = {
+    "layer normalisation": keras.layers.LayerNormalization,
+    "batch normalisation": keras.layers.BatchNormalization,
+    "relu": lambda: Dense(16, "relu"),
+    "dropout": lambda: keras.layers.Dropout(0.5),
+    "sharp": lambda: Dense(16, "tanh", kernel_initializer=keras.initializers.RandomNormal(0, 5)),
+}
+
+
+def with_network(estimator, layer):
+    if isinstance(layer, Apply) and isinstance(layer.function, keras.layers.BatchNormalization):
+        normalisation = layer.function
+        layer = Apply(lambda x: normalisation(x, training=True))
+    inputs = keras.Input([3])
+    own = getattr(relax_tf.estimators, estimator)(control_variate=network(Dense(8), layer))
+    sibling = relax_tf.StochasticNormalLayer if estimator == "Lax" else Binary
+    outputs = Dense(3)(sibling(4, own, name="b")(inputs))
+    model = relax_tf.RelaxModel(inputs, outputs)
+    model.compile("sgd", loss="mse")
+    return model
+
+
+@pytest.mark.parametrize("estimator", ["Relax", "RelaxedRebar", "Lax"])
+@pytest.mark.parametrize("kind", BAD_NETWORKS)
+def test_networks_that_would_bias_equation_10(kind, estimator):
+    layer, message = BAD_NETWORKS[kind]
+    model = with_network(estimator, layer)
+    with pytest.raises(ValueError, match=f"control variate whose network {message}"):
+        model.fit(X, Y, batch_size=12, verbose=0)
+    model.certify = False
+    model.fit(X, Y, batch_size=12, verbose=0)
+
+
+@pytest.mark.parametrize("estimator", ["Relax", "RelaxedRebar", "Lax"])
+@pytest.mark.parametrize("kind", GOOD_NETWORKS)
+def test_networks_that_are_of_each_example_alone(kind, estimator):
+    model = with_network(estimator, GOOD_NETWORKS[kind]())
+    before = [w.copy() for w in model.get_weights()]
+    model.check(X, Y)
+    for was, now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(was, now)
+    model.fit(X, Y, batch_size=12, verbose=0)

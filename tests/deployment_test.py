@@ -13,7 +13,7 @@ from tests.saving_test import nested
 FUNCTIONAL = type(keras.Model(*[keras.Input([1])] * 2))
 
 
-@keras.saving.register_keras_serializable("relax_tf_tests")
+@keras.saving.register_keras_serializable("deployment_test")
 class Block(keras.layers.Layer):
     """A stochastic layer that no graph shows."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from examples import workshop
-from examples.runs import read_metrics
+from examples.metrics import read_metrics
 from tests import programs
 
 QUICK = ["--config.verbose=0", "--config.jit_compile=False", "--config.steps_per_execution=10"]

@@ -17,8 +17,10 @@ import pytest
 
 import relax_tf
 from configs import vae_digits
-from examples import runs, vae
-from examples.runs import Checkpoint, MetricsCSV, Workdir, read_metrics, replace_file
+from examples import vae
+from examples.checkpoints import Checkpoint
+from examples.metrics import MetricsCSV, read_metrics
+from examples.runs import Workdir, replace_file
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ class Kill(NamedTuple):
 
 
 EVENTS = {
-    "step": (runs.MetricsCSV, "on_train_batch_end"),
+    "step": (MetricsCSV, "on_train_batch_end"),
     "half-written": (zipfile._ZipWriteFile, "write"),
     "written": (os, "fsync"),
     "moved": (os, "replace"),

@@ -319,16 +319,32 @@ def test_train_step_follows_the_exact_gradient_of_mixed_layers(stack, kl):
     assert_follows(model, tape.gradient(loss, [v.value for v in variables]))
 
 
-def test_slopes_lead_through_samples_downstream():
-    """A cost of `b1` alone has a derivative in `b0`, by the trapezoid rule at `b1`."""
+@pytest.mark.parametrize(
+    "estimator", [relax_tf.estimators.Flip(curvature=False), "midpoint"], ids=["flip", "midpoint"]
+)
+def test_slopes_do_not_lead_through_discrete_samples_downstream(estimator):
+    """A cost of `b1` alone has the slope 0 in `b0`, and is estimated from differences."""
     inputs = keras.Input([3])
-    b0 = relax_tf.StochasticBinaryLayer(4, "flip", (-1, 1), name="b0")(inputs)
-    b1 = relax_tf.StochasticBinaryLayer(3, "disarm", (-1, 1), name="b1", prior="learned")(b0)
+    b0 = relax_tf.StochasticBinaryLayer(4, estimator, (-1, 1), name="b0")(inputs)
+    b1 = relax_tf.StochasticBinaryLayer(3, "disarm", (-1, 1), name="b1")(b0)
     model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(b1))
     model.compile("sgd", loss="mse")
     x, y = np.ones([8, 3], "f"), np.ones([8, 2], "f")
-    gradient = model.estimate(x, y).estimates["b0"].gradient.numpy()
-    assert ((gradient != 0).sum(-1) == 4).all()  # without slopes, of the flipped coordinate only
+    b0 = model.estimate(x, y).estimates["b0"]
+    differ = 1 if b0.sample.shape.rank == 2 else np.sum(b0.sample[0] != b0.sample[1], -1)
+    assert ((b0.gradient.numpy() != 0).sum(-1) <= differ).all() and np.any(b0.gradient)
+
+
+def test_slopes_lead_through_continuous_samples_downstream():
+    """A linear cost of `z`, whose mean is linear in `b0`: the slope foretells every difference."""
+    inputs = keras.Input([3])
+    b0 = relax_tf.StochasticBinaryLayer(4, "flip", (-1, 1), name="b0")(inputs)
+    z = keras.layers.Dense(1)(relax_tf.StochasticNormalLayer(2, "lax", name="z")(b0))
+    model = relax_tf.RelaxModel(inputs, z)
+    model.compile("sgd", loss=lambda y, p: y + p)
+    x = np.ones([8, 3], "f")
+    gradient = model.estimate(x, x[:, :1]).estimates["b0"].gradient.numpy()
+    assert (gradient != 0).all()
 
 
 @pytest.mark.parametrize("mode", [{"run_eagerly": True}, {"jit_compile": True}])

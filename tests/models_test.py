@@ -1,6 +1,8 @@
 """RelaxModel through its public face: exact gradients of whole models, Keras's ways, refusals."""
 
+import gc
 import itertools
+import os
 
 import keras
 import numpy as np
@@ -384,7 +386,7 @@ def small_model(estimator="relaxed_rebar", **arguments):
     return relax_tf.RelaxModel(inputs, keras.layers.Dense(2, name="outputs")(b))
 
 
-@keras.saving.register_keras_serializable("relax_tf_tests")
+@keras.saving.register_keras_serializable("models_test")
 class Subclassed(relax_tf.RelaxModel):
     def __init__(self, estimator="relaxed_rebar", **kwargs):
         super().__init__(**kwargs)
@@ -399,7 +401,7 @@ class Subclassed(relax_tf.RelaxModel):
         return {**super().get_config(), "estimator": self.estimator_id}
 
 
-@keras.saving.register_keras_serializable("relax_tf_tests")
+@keras.saving.register_keras_serializable("models_test")
 class FunctionalSubclass(relax_tf.RelaxModel):
     def __init__(self):
         inputs = keras.Input([3])
@@ -790,3 +792,17 @@ def test_two_layers_with_the_same_seed_draw_different_noise():
     model.compile("sgd", loss=lambda y, p: keras.ops.sum(p, -1))
     estimates = model.estimate(tf.zeros([4, 3]), tf.zeros([4, 1])).estimates
     assert (estimates["a"].sample.numpy() != estimates["b"].sample.numpy()).any()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux does")
+def test_a_model_that_was_trained_leaves_no_threads():
+    """Iterators have some; a hundred models in one process once ran out of them."""
+    counts = []
+    for _ in range(3):
+        model = small_model("reinforce")
+        model.compile("sgd", loss="mse")
+        model.fit(*data(), batch_size=8, verbose=0)
+        del model
+        gc.collect()
+        counts.append(len(os.listdir("/proc/self/task")))
+    assert counts[2] <= counts[1]

@@ -49,7 +49,7 @@ def functional(cls, **arguments):
     return relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(hidden))
 
 
-@keras.saving.register_keras_serializable("relax_tf_tests")
+@keras.saving.register_keras_serializable("own_logits_test")
 class Subclassed(relax_tf.RelaxModel):
     def __init__(self, kind="StochasticBinaryLayer", **kwargs):
         super().__init__(**kwargs)

@@ -345,7 +345,7 @@ def gradient(
 WRONG = [
     (lambda: gradient(estimator=3), TypeError, "`estimator`.*Received: 3"),
     (lambda: gradient(dist=tf.zeros([4, 3])), TypeError, "`dist` must be a distribution"),
-    (lambda: gradient("lax"), ValueError, "Lax is defined for continuous"),
+    (lambda: gradient("lax"), ValueError, "'lax' is defined for continuous"),
     (lambda: gradient("rebar"), ValueError, "known at the action taken only.*Rebar"),
     (lambda: gradient("muprop"), ValueError, "known at the action taken only.*Muprop"),
     (lambda: gradient("rloo"), ValueError, "known at the action taken only.*Rloo"),

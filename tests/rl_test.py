@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from examples.runs import read_metrics
+from examples.metrics import read_metrics
 from tests import programs
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed (extra: rl)")

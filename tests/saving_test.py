@@ -46,7 +46,7 @@ def nested():
     return relax_tf.RelaxModel(inputs, above(functional()(inputs)))
 
 
-@keras.saving.register_keras_serializable("relax_tf_tests")
+@keras.saving.register_keras_serializable("saving_test")
 class Network(keras.Model):
     """A control variate of one's own."""
 
@@ -63,7 +63,7 @@ class Network(keras.Model):
         return {**super().get_config(), "units": self.units}
 
 
-@keras.saving.register_keras_serializable("relax_tf_tests")
+@keras.saving.register_keras_serializable("saving_test")
 class Own(relax_tf.RelaxModel):
     """A subclassed model with Keras's and our layers among its attributes."""
 

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import vae_table1
-from examples import sweep, table
+from examples import stored, sweep, table
 
 FAKE = """
     import json, pathlib, sys
@@ -168,8 +168,8 @@ def test_printed_command_repeats_the_run(tmp_path, monkeypatch):
     fields = {"learning_rate": 1e-4, "hidden_units": (200,) * 4, "seed": 3, "log_every": 1000}
     splits = ("small1", "small2")
     store(tmp_path / "run", "omniglot-nonlinear-disarm", [-1], 5000, splits=splits, **fields)
-    (run,) = table.read_runs(tmp_path)
-    words = shlex.split(table.command(run))
+    (run,) = stored.read_runs(tmp_path)
+    words = shlex.split(stored.command(run))
     assert words[:3] == ["python", "-m", "examples.vae"]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)

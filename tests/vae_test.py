@@ -13,7 +13,7 @@ import tensorflow as tf
 from configs import vae_digits, vae_smoke, vae_table1
 from examples import data, vae, vae_models
 from examples.iwae import importance_weighted_bound
-from examples.runs import read_metrics
+from examples.metrics import read_metrics
 from relax_tf import estimators
 from relax_tf.layers.passes import EvaluationPass
 

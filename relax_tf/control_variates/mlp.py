@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from relax_tf.control_variates.local import LocalMLP, map_positions
 from relax_tf.control_variates.network import ControlVariate
+from relax_tf.keras_internals import untrack
 from relax_tf.validation import boolean, positive_integer, positive_integers
 
 _UNITS, _LOCAL_UNITS = (200, 200), (32, 32)
@@ -107,7 +108,7 @@ class MLP(ControlVariate):
             arguments = (self.shapes, positions, units, self.activation, self.outputs)
             self.local_network = LocalMLP(*arguments, dtype=self.dtype_policy)
             for dense in (*self.hidden, self.output_layer):
-                self._tracker.untrack(dense)
+                untrack(self, dense)
             self.hidden, self.output_layer = [], None
             return
         first_units, *_ = units = self.hidden_units or _UNITS

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from relax_tf.distributions import noise
 from relax_tf.distributions.base import (
@@ -16,9 +15,8 @@ from relax_tf.distributions.base import (
     stand_in_logit,
     sum_event,
 )
+from relax_tf.distributions.probability import tfp_distributions
 from relax_tf.validation import positive_if_number
-
-tfd = tfp.distributions
 
 
 class Bernoulli(Distribution):
@@ -172,7 +170,7 @@ class Bernoulli(Distribution):
     def log_prob(self, b: tf.Tensor) -> tf.Tensor:
         """`log p(b|theta)`, shape `[..., batch]`; linear between the two values of the support."""
         indicator = self.indicator(b)
-        log_prob = tfd.Bernoulli(logits=self.theta).log_prob(indicator)
+        log_prob = tfp_distributions().Bernoulli(logits=self.theta).log_prob(indicator)
         another = tf.abs(indicator - self._fixed_value()) > 1e-3  # beyond rounding
         at_fixed = tf.where(another, tf.constant(-np.inf, self.dtype), 0)
         log_prob = tf.where(self._fixed, at_fixed, log_prob)
@@ -181,6 +179,7 @@ class Bernoulli(Distribution):
     def kl_divergence(self, other: "Bernoulli") -> tf.Tensor:
         """`KL(self || other)`, shape `[batch]`: infinite if only `other` is sure of a value."""
         self.check_same_family(other)
+        tfd = tfp_distributions()
         p, q = tfd.Bernoulli(logits=self.theta), tfd.Bernoulli(logits=other.theta)
         prob_of_another = tf.sigmoid(-tf.sign(other.theta) * self.theta)
         at_fixed = tf.where(prob_of_another > 0, tf.constant(np.inf, self.dtype), 0)

@@ -9,7 +9,6 @@ import math
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 _PHILOX = "philox"
 
@@ -26,7 +25,7 @@ def make_seed(seed: object = None) -> tf.Tensor:
         TypeError: for anything else.
     """
     if seed is None:
-        return tfp.random.sanitize_seed(None)
+        return tf.random.uniform([2], tf.int32.min, tf.int32.max, tf.int32)
     if isinstance(seed, keras.random.SeedGenerator):
         return tf.cast(seed.next(), tf.int32)
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):

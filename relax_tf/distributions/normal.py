@@ -4,12 +4,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from relax_tf.distributions import noise
 from relax_tf.distributions.base import Distribution, Draw, at_least_float32, sum_event
-
-tfd = tfp.distributions
+from relax_tf.distributions.probability import tfp_distributions
 
 
 class Normal(Distribution):
@@ -110,11 +108,12 @@ class Normal(Distribution):
 
     def log_prob(self, b: tf.Tensor) -> tf.Tensor:
         """The density `log p(b|theta)`, shape `[..., batch]`."""
-        log_prob = tfd.Normal(self.loc, self.scale).log_prob(tf.cast(b, self.dtype))
+        log_prob = tfp_distributions().Normal(*self.theta).log_prob(tf.cast(b, self.dtype))
         return sum_event(log_prob, 1 + log_prob.shape.rank - self.shape.rank)
 
     def kl_divergence(self, other: "Normal") -> tf.Tensor:
         """`KL(self || other)`, shape `[batch]`."""
         self.check_same_family(other)
+        tfd = tfp_distributions()
         p, q = tfd.Normal(self.loc, self.scale), tfd.Normal(other.loc, other.scale)
         return sum_event(tfd.kl_divergence(p, q))

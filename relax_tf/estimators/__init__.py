@@ -19,7 +19,8 @@ from relax_tf.estimators.multi_sample import Rloo, Vimco, rloo_gradient, vimco_c
 from relax_tf.estimators.muprop import Muprop, muprop_gradient
 from relax_tf.estimators.nvil import Nvil
 from relax_tf.estimators.pathwise import Concrete, Reinmax, Reparameterization, StraightThrough
-from relax_tf.estimators.relax import Lax, Rebar, Relax, RelaxedRebar, lax_gradient, relax_gradient
+from relax_tf.estimators.rebar import Rebar, RelaxedRebar
+from relax_tf.estimators.relax import Lax, Relax, lax_gradient, relax_gradient
 from relax_tf.estimators.score_function import Reinforce, score_function_gradient
 
 _BY_ID = {

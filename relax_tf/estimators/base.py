@@ -13,6 +13,7 @@ import tensorflow as tf
 from relax_tf.control_variates import mark_control_variates
 from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.distributions.noise import fold_in, make_seed
+from relax_tf.estimators.arguments import checked_context, checked_draw
 from relax_tf.estimators.estimate import (
     Cost,
     Estimate,
@@ -23,7 +24,7 @@ from relax_tf.estimators.estimate import (
     second_moment,
 )
 from relax_tf.estimators.learning import if_due
-from relax_tf.validation import refuse_sparse
+from relax_tf.estimators.terms import Term
 
 _EXAMPLES = {
     "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",
@@ -47,7 +48,7 @@ class Estimator(keras.layers.Layer):
             what loss the estimator may have of its own.
         replay: what stochastic layers downstream emit while this estimator evaluates the cost
             at another sample than the drawn one: `"hard"`, `"relaxed"`, `"mean"`, or `"sloped"`,
-            hard samples with a backward path to the replaced sample.
+            hard samples, of which discrete ones have the derivative 0 in what they are drawn from.
         num_samples: how many samples an estimate is made of. Where it is not 1, samples, draws
             and the values of the cost have a leading axis of that size.
         joint: whether the samples of all layers of a model form joint particles, as a bound on
@@ -127,6 +128,11 @@ class Estimator(keras.layers.Layer):
         """
         raise NotImplementedError
 
+    def network_terms(self, dist: Distribution, context: tf.Tensor | None) -> list[Term]:
+        """What the control variate has of a network that is differentiated in `z`."""
+        del dist, context
+        return []
+
     def combine(self, f_b: tf.Tensor) -> tf.Tensor:
         """The objective of each example, `[batch]`, from the values of the cost."""
         return f_b
@@ -201,13 +207,13 @@ class Estimator(keras.layers.Layer):
         """
         check_problem(dist, cost)
         self.check_defined_for(type(dist))
-        context = None if context is None else _checked_context(dist, context)
+        context = None if context is None else checked_context(dist, context)
         seed = make_seed(seed)
         draw = self.draw(dist, seed) if draw is None else self._checked_draw(dist, draw)
         return self._estimate(dist, Draw(*map(tf.stop_gradient, draw)), cost, context, seed)
 
     def _checked_draw(self, dist: Distribution, draw: Any) -> Draw:
-        return _checked_draw(dist, draw, dist.shape)
+        return checked_draw(dist, draw, dist.shape)
 
     def _estimate(self, dist, draw, cost, context, seed) -> Estimate:
         sample = self.emit(dist, draw)
@@ -289,39 +295,3 @@ class Estimator(keras.layers.Layer):
                     "control variate, or set `trainable=False`."
                 )
         return gradients
-
-
-def _checked_context(dist: Distribution, context: Any) -> tf.Tensor:
-    refuse_sparse(context, "`context`")
-    try:
-        context = tf.convert_to_tensor(context)
-        real = context.dtype.is_floating or context.dtype.is_integer
-    except (TypeError, ValueError):
-        real = False
-    if not real:
-        raise TypeError(
-            f"`context` must be a tensor of real numbers, shape [batch, ...]. Received: {context!r}"
-        )
-    if context.shape.rank == 0 or not context.shape[:1].is_compatible_with(dist.shape[:1]):
-        raise ValueError(
-            f"`context` must have shape [batch, ...] with the batch of `dist`, {dist.shape[0]}. "
-            f"Received shape: {tuple(context.shape)}"
-        )
-    return context
-
-
-def _checked_draw(dist: Distribution, draw: Any, shape: tf.TensorShape) -> Draw:
-    try:
-        b, z = (tf.cast(part, dist.dtype) for part in draw)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"`draw` must be a pair (b, z) as `dist.draw()` returns it. Received: {draw!r}"
-        ) from error
-    for name, part in (("b", b), ("z", z)):
-        if not part.shape.is_compatible_with(shape):
-            what = "one sample" if shape.rank == dist.shape.rank else f"{shape[0]} samples"
-            raise ValueError(
-                f"`draw.{name}` must have the shape of {what}, {tuple(shape)}. "
-                f"Received shape: {tuple(part.shape)}"
-            )
-    return Draw(dist.harden(z), z)

@@ -12,9 +12,34 @@ import keras
 import tensorflow as tf
 
 from relax_tf.control_variates import MLP, build_network, evaluate_network
-from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.moving_moments import MovingMoments
+from relax_tf.estimators.networks import checked_network, network_config
 from relax_tf.validation import decay_rate
+
+
+def built_baseline(
+    network: keras.layers.Layer | None,
+    context_shape: tuple[int | None, ...] | None,
+    hidden_units: Sequence[int],
+    dtype: keras.DTypePolicy,
+) -> keras.layers.Layer | None:
+    """`B` for contexts of this shape, by default an MLP; without a context as it was."""
+    if context_shape is None:
+        return network
+    if network is None:
+        network = MLP(hidden_units, dtype=dtype)
+    build_network(network, context=context_shape)
+    return network
+
+
+def foretold(network: keras.layers.Layer, context: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
+    """`B(context)`, `[batch]`, of a network that was built for a context."""
+    if context is None:
+        raise ValueError(
+            "the estimator learned a baseline on the context of earlier calls, but this call "
+            "has context=None. Always pass a context, or never."
+        )
+    return evaluate_network(network, tf.cast(context, dtype))
 
 
 class Baseline(keras.layers.Layer):
@@ -43,13 +68,8 @@ class Baseline(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not isinstance(network, (keras.layers.Layer, type(None))):
-            raise TypeError(
-                "`baseline` must be a Keras layer or model. Received: "
-                f"{network!r} (of type {type(network).__name__})"
-            )
         self._is_default = network is None
-        self.network = network
+        self.network = checked_network(network, "baseline")
         self.hidden_units = hidden_units
         self.decay = decay_rate(decay, "decay")
         self.past = MovingMoments(self.decay, dtype=self.dtype_policy, name="past")
@@ -57,10 +77,9 @@ class Baseline(keras.layers.Layer):
 
     def build(self, context_shape=None):
         self._sees_context = context_shape is not None
-        if self._sees_context:
-            if self.network is None:
-                self.network = MLP(self.hidden_units, dtype=self.dtype_policy)
-            build_network(self.network, context=context_shape)
+        self.network = built_baseline(
+            self.network, context_shape, self.hidden_units, self.dtype_policy
+        )
         self.built = True
 
     def scale(self, dtype: tf.DType) -> tf.Tensor:
@@ -76,12 +95,7 @@ class Baseline(keras.layers.Layer):
         """`s B(context)`, `[batch]`, without a context 0."""
         if not self._sees_context:
             return tf.zeros([], dtype)
-        if context is None:
-            raise ValueError(
-                "the estimator learned a baseline on the context of earlier calls, but this call "
-                "has context=None. Always pass a context, or never."
-            )
-        return self.scale(dtype) * evaluate_network(self.network, tf.cast(context, dtype))
+        return self.scale(dtype) * foretold(self.network, context, dtype)
 
     def update(self, f_b: tf.Tensor) -> None:
         """Takes in the costs of a batch, once all estimates on it are made."""
@@ -89,43 +103,4 @@ class Baseline(keras.layers.Layer):
 
     def arguments(self) -> dict[str, Any]:
         """For an estimator's configuration."""
-        network = None if self._is_default else keras.saving.serialize_keras_object(self.network)
-        return {"baseline": network, "decay": self.decay}
-
-    @staticmethod
-    def deserialized_arguments(config: dict[str, Any]) -> dict[str, Any]:
-        """An estimator's configuration with the network in place of its own configuration."""
-        network = config.get("baseline")
-        if not isinstance(network, dict):
-            return config
-        return {**config, "baseline": keras.saving.deserialize_keras_object(network)}
-
-
-class BaselineEstimator(Estimator):
-    """Base of the estimators that have a `Baseline`: its life beside theirs, not how it is used.
-
-    Attributes:
-        baseline_units: the widths of the baseline's default network.
-    """
-
-    baseline_units = (64,)
-
-    def __init__(self, baseline: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs):
-        super().__init__(**kwargs)
-        self.baseline = Baseline(
-            baseline, decay, self.baseline_units, dtype=self.dtype_policy, name="baseline"
-        )
-
-    def build(self, theta_shape, context_shape=None):
-        self.baseline.build(context_shape)
-        super().build(theta_shape, context_shape)
-
-    def observe(self, f_b, context):
-        self.baseline.update(f_b)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.baseline.arguments()}
-
-    @classmethod
-    def from_config(cls, config):
-        return super().from_config(Baseline.deserialized_arguments(config))
+        return {"baseline": network_config(self.network, self._is_default), "decay": self.decay}

@@ -173,7 +173,8 @@ class Flip(Estimator):
     take away. From the two follows how far an estimate relies on it: not at all at first.
 
     In a model the second evaluation is a replay in which layers downstream keep their noise and
-    emit hard samples; slopes lead through those by the trapezoid rule.
+    emit hard samples. Slopes lead through continuous ones of these and not through discrete ones,
+    whose jumps they would not foretell: below discrete layers `midpoint` has less variance.
 
     Args:
         curvature: True; a Keras layer or model in the network's place, from `[batch, units]`,

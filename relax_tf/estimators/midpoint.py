@@ -75,13 +75,15 @@ class Midpoint(MultiSampleEstimator):
 
     Unbiased. Two evaluations of the cost at hard samples (in one call) and one at their midpoint,
     where it must have a derivative; any derivative: a wrong one costs variance and never bias. The
-    pair is antithetic for Bernoulli variables and independent for one-hot ones. No temperature
-    and nothing to learn. Its variance vanishes as units become decided: then few coordinates
-    differ in a pair.
+    pair is antithetic for Bernoulli variables and independent for one-hot ones. No temperature.
+    How far the slopes are to be trusted is learned, a factor for each number of the sample that
+    starts at 1 and minimises the second moment of the gradient, as phi does in RELAX (eq. 16); at
+    0 for all the estimate is `disarm`'s. The variance vanishes as units become decided: then few
+    coordinates differ in a pair.
 
     In a model the hard pass has the first sample, replays the second and the midpoint; layers
-    downstream emit hard samples, through which slopes lead by the trapezoid rule; parameters that
-    the samples feed learn from the first.
+    downstream keep their noise and emit hard samples, and slopes lead through continuous ones of
+    these only; parameters that the samples feed learn from the first.
 
     Raises:
         ValueError: from `estimate`, if the cost has no gradient at all.
@@ -103,6 +105,11 @@ class Midpoint(MultiSampleEstimator):
     @property
     def evaluations(self) -> int:
         return 3
+
+    def build(self, theta_shape, context_shape=None):
+        event = [size or 1 for size in theta_shape[1:]]  # shared along axes of unknown size
+        self.scale = self.add_weight(name="scale", shape=event, initializer="ones")
+        super().build(theta_shape, context_shape)
 
     def complete_draw(self, dist, eps, seed):
         if isinstance(dist, Bernoulli):
@@ -128,7 +135,8 @@ class Midpoint(MultiSampleEstimator):
                 "For a black-box cost use estimator='relaxed_disarm' (binary variables), 'arms' or "
                 "'relax'."
             )
-        return midpoint_gradient(dist, draw.b, f_b, finite_slopes(slopes)), None
+        slopes = tf.cast(self.scale, dist.dtype) * finite_slopes(slopes)
+        return midpoint_gradient(dist, draw.b, f_b, slopes), None
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.distributions.noise import fold_in, make_seed
-from relax_tf.estimators.base import Estimator, _checked_draw
+from relax_tf.estimators.arguments import checked_draw
+from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import one_at_a_time
 from relax_tf.estimators.score_function import score_function_gradient
 from relax_tf.validation import boolean, positive_integer
@@ -121,7 +122,7 @@ class MultiSampleEstimator(Estimator):
 
     def _checked_draw(self, dist, draw):
         shape = tf.TensorShape([self.num_samples]).concatenate(dist.shape)
-        return _checked_draw(dist, draw, shape)
+        return checked_draw(dist, draw, shape)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_samples": self.num_samples, "fold": self.fold}

@@ -6,9 +6,11 @@ import keras
 import tensorflow as tf
 
 from relax_tf.distributions.base import Distribution, sum_event
-from relax_tf.estimators.baseline import BaselineEstimator
+from relax_tf.estimators.base import Estimator
+from relax_tf.estimators.baseline import Baseline
 from relax_tf.estimators.black_box import PythonDetector
 from relax_tf.estimators.estimate import batch_mean, evaluate_cost
+from relax_tf.estimators.networks import with_networks
 from relax_tf.estimators.score_function import score_function_gradient
 
 
@@ -56,7 +58,7 @@ def mean_vjp(dist: Distribution, w: tf.Tensor) -> Any:
 
 
 @keras.saving.register_keras_serializable("relax_tf")
-class Muprop(BaselineEstimator):
+class Muprop(Estimator):
     """MuProp: the score function with the cost's Taylor expansion at the mean as control variate.
 
     Unbiased. One evaluation of the cost at the sample and one at the mean, where the cost must be
@@ -89,15 +91,20 @@ class Muprop(BaselineEstimator):
 
     replay = "mean"
     learns_from_gradient = False
-    baseline_units = (200, 200)  # as `Nvil`'s
 
     def __init__(self, baseline: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs):
-        super().__init__(baseline, decay, **kwargs)
+        super().__init__(**kwargs)
+        units = (200, 200)  # as `Nvil`'s
+        self.baseline = Baseline(baseline, decay, units, dtype=self.dtype_policy, name="baseline")
         self._hides_python = PythonDetector()
 
     @property
     def evaluations(self) -> int:
         return 2
+
+    def build(self, theta_shape, context_shape=None):
+        self.baseline.build(context_shape)
+        super().build(theta_shape, context_shape)
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
         mu = dist.mean()
@@ -116,3 +123,13 @@ class Muprop(BaselineEstimator):
         f_mu = tf.stop_gradient(f_mu) + self.baseline.correction(context, f_b.dtype)
         error = taylor_remainder(dist, draw.b, f_b, f_mu, df_dmu)
         return muprop_gradient(dist, draw.b, f_b, f_mu, df_dmu), batch_mean(tf.square(error))
+
+    def observe(self, f_b, context):
+        self.baseline.update(f_b)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self.baseline.arguments()}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**with_networks(config, "baseline"))

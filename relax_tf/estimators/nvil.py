@@ -5,10 +5,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from relax_tf.control_variates import MLP, build_network, evaluate_network
 from relax_tf.estimators.base import Estimator
+from relax_tf.estimators.baseline import built_baseline, foretold
 from relax_tf.estimators.estimate import batch_mean
 from relax_tf.estimators.moving_moments import MovingMoments
+from relax_tf.estimators.networks import checked_network, network_config, with_networks
 from relax_tf.estimators.score_function import score_function_gradient
 from relax_tf.validation import boolean, decay_rate
 
@@ -61,12 +62,7 @@ class Nvil(Estimator):
     ):
         super().__init__(**kwargs)
         self._is_default = baseline is None
-        if not isinstance(baseline, (keras.layers.Layer, type(None))):
-            raise TypeError(
-                "`baseline` must be a Keras layer or model. Received: "
-                f"{baseline!r} (of type {type(baseline).__name__})"
-            )
-        self.baseline = baseline
+        self.baseline = checked_network(baseline, "baseline")
         self.decay = decay if decay is None else decay_rate(decay, "decay")
         self.normalize_variance = boolean(normalize_variance, "normalize_variance")
         if self.normalize_variance and self.decay is None:
@@ -81,22 +77,12 @@ class Nvil(Estimator):
 
     def build(self, theta_shape, context_shape=None):
         self._sees_context = context_shape is not None
-        if self._sees_context:
-            if self.baseline is None:
-                self.baseline = MLP(dtype=self.dtype_policy.name)
-            build_network(self.baseline, context=context_shape)
+        self.baseline = built_baseline(self.baseline, context_shape, (200, 200), self.dtype_policy)
         super().build(theta_shape, context_shape)
 
     def baseline_error(self, f_b: tf.Tensor, context: tf.Tensor | None) -> tf.Tensor:
         """`f(b) - B_phi(context)`, shape `[batch]`."""
-        if not self._sees_context:
-            return f_b
-        if context is None:
-            raise ValueError(
-                f"estimator {self.id!r} learned a baseline on the context of earlier calls, but "
-                "this call has context=None. Always pass a context, or never."
-            )
-        return f_b - evaluate_network(self.baseline, tf.cast(context, f_b.dtype))
+        return f_b - foretold(self.baseline, context, f_b.dtype) if self._sees_context else f_b
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
         signal = self.baseline_error(f_b, context)
@@ -113,17 +99,13 @@ class Nvil(Estimator):
             self.past.update(self.baseline_error(f_b, context))
 
     def get_config(self) -> dict[str, Any]:
-        network = None if self._is_default else keras.saving.serialize_keras_object(self.baseline)
         return {
             **super().get_config(),
-            "baseline": network,
+            "baseline": network_config(self.baseline, self._is_default),
             "decay": self.decay,
             "normalize_variance": self.normalize_variance,
         }
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
-        if isinstance(config.get("baseline"), dict):
-            config["baseline"] = keras.saving.deserialize_keras_object(config["baseline"])
-        return cls(**config)
+        return cls(**with_networks(config, "baseline"))

@@ -5,9 +5,9 @@
 - `replay`: the hard pass again with one emission changed; `graph` says what is downstream of it,
   `folding` runs several as one, `particles` are the passes of a multi-sample bound;
 - `estimation`: each estimator turns costs into a gradient at its layer's theta;
-- `trainer`: `train_step`, two optimizers, logs, evaluation and prediction; `finite` keeps NaN
-  away from the weights, `foreign_seeds` saves the seeds of other layers, `strategies` says what
-  `tf.distribute` cannot do;
+- `trainer`: `train_step`, two optimizers; `cost` is what it descends by default, `logs` what it
+  shows, `evaluation` the other two steps; `finite` keeps NaN away from the weights,
+  `foreign_seeds` saves the seeds of other layers, `strategies` says what `tf.distribute` cannot do;
 - `certificate`: what all of it takes for granted, measured on the `first_batch`; `sharing` refuses
   networks that are two things at once.
 """

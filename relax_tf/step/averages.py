@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from relax_tf.keras_internals import attach_mask, mask_of
+
 
 def mean_over_samples(once: Callable[[], Any], times: int) -> Any:
     """The mean of `times` results of `once()`, a structure of tensors.
@@ -48,6 +50,6 @@ def _mean(total: tf.Tensor, like: tf.Tensor, times: int) -> tf.Tensor:
     if not like.dtype.is_floating:
         return total
     mean = tf.cast(total / times, like.dtype)
-    if getattr(like, "_keras_mask", None) is not None:
-        mean._keras_mask = like._keras_mask
+    if (mask := mask_of(like)) is not None:
+        attach_mask(mean, mask)
     return mean

@@ -8,7 +8,8 @@ Every unbiased estimator of this library takes for granted that
 
 No inspection of a model's layers can promise that for every model, but on a batch it can be
 measured, and a model that fails is refused with the numbers. `fit` does so on its first batch.
-`coupling` measures (a) and (b), `slopes` (c).
+`coupling` measures (a) and (b), `slopes` (c), and `networks` the last two of the networks of
+control variates.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from relax_tf.layers.passes import Call
 from relax_tf.step.coupling import check_replays_and_coupling
 from relax_tf.step.folding import unfold
 from relax_tf.step.hard_pass import Batch, Seeds, State, TrainingPass, ensure_built, run_hard
+from relax_tf.step.networks import check_networks
 from relax_tf.step.replay import Replays
 from relax_tf.step.rounding import ROUNDING, coarsest_epsilon, relative_difference
 from relax_tf.step.slopes import check_derivatives
@@ -54,6 +56,7 @@ def certify(model: Any, batch: Batch) -> bool:
         probe = Probe(model, batch)
         f_b, coupled = check_replays_and_coupling(probe)
         check_derivatives(probe, coupled)
+        check_networks(probe)
         model._rows_are_alike = probe.rows_are_alike()
     finally:
         assign(before)

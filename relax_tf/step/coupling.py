@@ -76,9 +76,9 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int]]:
                 raise ValueError(_not_repeated(probe.model, call, moved, f_b))
             # Of numbers that are random by themselves nothing can be said.
             allowed = np.where(noisy, np.inf, 8 * noise + ROUNDING * epsilon(f_b.dtype))
-            moved = _moved(repeated, altered, changed, allowed)
+            moved = moved_by(repeated, altered, changed, allowed)
             if moved is None and soft:
-                moved = _moved(*soft, changed, allowed.max(initial=0))
+                moved = moved_by(*soft, changed, allowed.max(initial=0))
             if moved is not None:
                 if call.layer.estimator.needs_cost:
                     raise ValueError(_coupled(probe.model, call, moved, f_b))
@@ -109,7 +109,9 @@ def mirrored(call: Call, seed: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.math.is_finite(call.z) & mirror, -call.z, call.z)
 
 
-def _moved(before, after, changed, allowed) -> float | None:
+def moved_by(
+    before: np.ndarray, after: np.ndarray, changed: np.ndarray, allowed: np.ndarray
+) -> float | None:
     """By how much rows that were not changed moved, if it is more than allowed."""
     still = ~changed
     if not (relative_difference(after[still], before[still]) > allowed).any():

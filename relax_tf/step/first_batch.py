@@ -1,5 +1,6 @@
 """A look at the first batch of an iterator, which then goes on as if nobody had looked."""
 
+import collections
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -53,14 +54,20 @@ def _of_one_replica(batch: Any, strategy: tf.distribute.Strategy) -> Any:
 def _put_back(batch: Any, iterator: Iterator, steps: int) -> Iterator:
     """An iterator over this batch and the next `steps - 1` of the other one.
 
-    Of a `tf.data.Iterator` it makes another that the same compiled step takes.
+    Of a `tf.data.Iterator` it makes another that the same compiled step takes. TensorFlow never
+    lets go of a generator, so the generator holds what nobody has taken yet and nothing else: the
+    iterator has threads and buffers.
     """
     rest = itertools.islice(iterator, steps - 1)
     if not isinstance(iterator, tf.data.Iterator) or _has_optionals(iterator.element_spec):
         return itertools.chain([batch], rest)
-    dataset = tf.data.Dataset.from_generator(
-        lambda: itertools.chain([batch], rest), output_signature=iterator.element_spec
-    )
+    left = collections.deque([batch, *rest])
+
+    def batches():
+        while left:
+            yield left.popleft()
+
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=iterator.element_spec)
     options = tf.data.Options()
     options.autotune.enabled = False  # it makes TensorFlow wait when the iterator is dropped
     return iter(dataset.with_options(options))

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from relax_tf.keras_internals import all_layers, seed_generators
 from relax_tf.layers import StochasticLayer
 
 _KEY = "seed_generator_states"
@@ -46,7 +47,7 @@ def load_seeds(model: keras.Model, store: Any) -> dict[str, Any]:
 def _states(model: keras.Model) -> list[keras.Variable]:
     return [
         generator.state
-        for layer in model._flatten_layers()
+        for layer in all_layers(model)
         if not isinstance(layer, StochasticLayer)
-        for generator in layer._seed_generators
+        for generator in seed_generators(layer)
     ]

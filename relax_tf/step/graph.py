@@ -5,11 +5,8 @@ from typing import Any
 
 import keras
 
+from relax_tf.keras_internals import Functional, nodes
 from relax_tf.layers.passes import Call
-
-_x = keras.Input([1], name="x")  # named, so that users' models keep Keras's first automatic names
-# The class of functional models, which has no public name.
-Functional = type(keras.Model(_x, _x, name="functional_twin"))
 
 
 def may_depend(model: keras.Model, calls: Sequence[Call], later: Any, on: Any) -> bool:
@@ -28,14 +25,14 @@ def may_depend(model: keras.Model, calls: Sequence[Call], later: Any, on: Any) -
     """
     if not is_called_by_its_graph(model):
         return True
-    nodes = [node for depth in _depths(model) for node in model._nodes_by_depth[depth]]
+    calls_in_graph = nodes(model)
     for layer in (later, on):
         of_layer = [call for call in calls if call.layer is layer]
-        in_graph = [node for node in nodes if _draws(node, layer)]
+        in_graph = [node for node in calls_in_graph if _draws(node, layer)]
         if len(of_layer) != len(in_graph):
             return True
     reached = set()
-    for node in nodes:
+    for node in calls_in_graph:
         if any(parent in reached for parent in node.parent_nodes):
             reached.add(node)
             if _draws(node, later):
@@ -56,7 +53,3 @@ def is_called_by_its_graph(model: keras.Model) -> bool:
         and getattr(model.call, "__func__", None) is Functional.call
         and type(model).__call__ is keras.Layer.__call__
     )
-
-
-def _depths(model: keras.Model) -> list[int]:
-    return sorted(model._nodes_by_depth, reverse=True)

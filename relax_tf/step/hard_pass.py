@@ -8,6 +8,7 @@ import tensorflow as tf
 from relax_tf.control_variates import is_control_variate
 from relax_tf.distributions.noise import fold_in
 from relax_tf.estimators.estimate import check_cost
+from relax_tf.keras_internals import all_layers
 from relax_tf.layers.passes import Pass
 
 
@@ -87,7 +88,8 @@ class _BuildingPass(Pass):
 def run(model: Any, a_pass: Pass, x: Any, training: bool) -> Any:
     """The model's output in a pass."""
     with a_pass:
-        return model(x, training=training) if model._call_has_training_arg else model(x)
+        takes_training = "training" in model.call_signature_parameters
+        return model(x, training=training) if takes_training else model(x)
 
 
 State = list[tuple[keras.Variable, tf.Tensor]]
@@ -194,7 +196,7 @@ def penalties(model: keras.Model, of_control_variates: bool) -> list[tf.Tensor]:
 
 def ensure_built(model: Any, x: Any) -> None:
     """Builds a subclassed model by a symbolic call: a pass must not see Keras doing it."""
-    if not all(layer.built for layer in model._flatten_layers()):
+    if not all(layer.built for layer in all_layers(model)):
         with _BuildingPass():
             model(keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
 

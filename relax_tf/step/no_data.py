@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from relax_tf.step.graph import Functional
+from relax_tf.keras_internals import Functional
 from relax_tf.validation import positive_integer
 
 
@@ -40,7 +40,7 @@ def no_data(model: keras.Model, batch_size: int | None, steps: int | None) -> tf
 
 def _inputs(model: keras.Model) -> Any:
     """The structure of a model's inputs, as symbols."""
-    return model._inputs_struct if isinstance(model, Functional) else keras.KerasTensor([None, 0])
+    return model.input if isinstance(model, Functional) else keras.KerasTensor([None, 0])
 
 
 def _takes_nothing(model: keras.Model) -> bool:

@@ -30,8 +30,8 @@ class Replay(Pass):
         originals: the calls to repeat.
         index, sample: the call whose sample is replaced, and by what: `[copies * batch, *event]`.
         emits: what calls downstream emit: `"hard"`, `"relaxed"`, `"mean"`; `"sloped"` for hard
-            samples whose backward path is ReinMax's; or `"held"` for discrete samples held as they
-            were drawn.
+            samples that have a derivative, which of discrete ones is 0; or `"held"` for discrete
+            samples held as they were drawn.
         copies: how many times the batch of the original is tiled, for several samples at once.
         is_downstream: tells of a later call whether it may depend on this call's sample.
     """
@@ -71,7 +71,7 @@ class Replay(Pass):
         if self._emits == "mean":
             return dist.mean()
         if self._emits == "sloped" and layer.estimator.needs_cost:
-            return dist.sloped(draw.z)
+            return flat(draw) if dist.discrete else draw.z
         return layer.estimator.emit(dist, draw)
 
     def _original(self, index: int, layer: Any) -> Call:
@@ -81,6 +81,23 @@ class Replay(Pass):
                 f"in a replay, call number {index} unexpectedly came from {layer.name!r}."
             )
         return self._originals[index]
+
+
+def flat(draw: Draw) -> tf.Tensor:
+    """`b`, whose derivative in `z` is not absent but 0, as it is almost everywhere.
+
+    A cost that the replaced sample reaches through discrete samples alone then has the slope 0
+    there, and only a cost without any derivative is told apart. ReinMax's backward path through
+    them is no better: a step of the replaced sample moves some of these samples by 1 and the others
+    not at all, and slopes that foretell the mean of that are off by all of its noise, several times
+    over where a sample feeds both a decoder and a layer (docs/mathematics.md, Stacks).
+    """
+
+    @tf.custom_gradient
+    def sample(z):
+        return draw.b, lambda w: tf.zeros_like(z)
+
+    return sample(draw.z)
 
 
 class Replays:

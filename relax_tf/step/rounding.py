@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from relax_tf.keras_internals import all_layers
+
 ROUNDING = 64  # roundings of a value that do not count
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 
@@ -17,7 +19,7 @@ def epsilon(dtype: Any) -> float:
 
 def coarsest_epsilon(model: keras.Model) -> float:
     """Of the dtypes that the model's layers compute in."""
-    return max(epsilon(layer.compute_dtype) for layer in model._flatten_layers())
+    return max(epsilon(layer.compute_dtype) for layer in all_layers(model))
 
 
 def size(f: np.ndarray) -> float:

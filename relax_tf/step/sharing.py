@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from relax_tf.estimators import Estimator
+from relax_tf.keras_internals import inner_layers
 
 
 def refuse_shared_layers(model: Any) -> None:
@@ -43,7 +44,7 @@ def _reachable(
     root: keras.layers.Layer, stop: type | tuple[type, ...] = ()
 ) -> tuple[list[keras.layers.Layer], list[keras.layers.Layer]]:
     """The layers inside a layer, inputs aside, not through those of a class `stop`; the latter."""
-    inside, stopped, pending = [], [], list(root._layers)
+    inside, stopped, pending = [], [], inner_layers(root)
     seen = {id(root)}
     while pending:
         layer = pending.pop(0)
@@ -54,5 +55,5 @@ def _reachable(
             stopped.append(layer)
         elif not isinstance(layer, keras.layers.InputLayer):
             inside.append(layer)
-            pending.extend(layer._layers)
+            pending.extend(inner_layers(layer))
     return inside, stopped

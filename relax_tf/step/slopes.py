@@ -67,9 +67,9 @@ def check_derivatives(probe: Any, coupled: set[int]) -> None:
         )
         for position, index in enumerate(relying):
             path = functools.partial(_of_call, at, position, total=index in coupled)
-            problem = _wrong_slope(probe, probe.calls[index], path)
-            if problem:
-                raise ValueError(problem)
+            gap = wrong_slope(path, 4 * probe.epsilon)
+            if gap:
+                raise ValueError(_message(probe.model, probe.calls[index], *gap))
 
 
 def _of_call(at: Callable[[float], list], position: int, t: float, total: bool) -> tuple:
@@ -78,11 +78,16 @@ def _of_call(at: Callable[[float], list], position: int, t: float, total: bool) 
     return (f.sum(keepdims=True), slope.sum(keepdims=True)) if total else (f, slope)
 
 
-def _wrong_slope(probe: Any, call: Call, at: Callable[[float], tuple]) -> str | None:
-    """The message if `at(t)`, costs and slopes `[n]`, do not fit together on [0, 1]."""
+def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, float, float] | None:
+    """The change, the integrated slope and their distance, where they do not fit together.
+
+    Args:
+        at: from t in [0, 1] to values and slopes, `[n]` each.
+        rounding: of the values, relative to their size, beyond that of their dtype.
+    """
     (f_0, _), (f_1, _) = at(t=0.0), at(t=1.0)
     change = f_1.astype(float) - f_0
-    rounding = ROUNDING * epsilon(f_0.dtype) + 4 * probe.epsilon
+    rounding += ROUNDING * epsilon(f_0.dtype)
     floor = rounding * max(size(f_0), size(f_1))
     integrals = []
     for count in _NODES:
@@ -98,7 +103,7 @@ def _wrong_slope(probe: Any, call: Call, at: Callable[[float], tuple]) -> str | 
         steps = [rms(b - a) for a, b in itertools.pairwise(integrals)]
         factor = 2 if count == _NODES[-1] else 4
         if len(steps) > 1 and error > factor * max(steps[-2:]) + floor:
-            return _message(probe.model, call, rms(change), rms(integral), error)
+            return rms(change), rms(integral), error
     return None
 
 

@@ -1,4 +1,4 @@
-"""RelaxTrainer: Keras's training, evaluation and prediction steps for models with samples.
+"""RelaxTrainer: Keras's training step for models with samples.
 
 One training step: `estimate_batch` runs the hard pass, the replays and the estimators; the
 surrogate carries their gradients to the weights; the control variates descend their own loss.
@@ -10,27 +10,26 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from relax_tf import losses
-from relax_tf.estimators.estimate import batch_mean
 from relax_tf.estimators.learning import learning
+from relax_tf.keras_internals import all_layers
 from relax_tf.layers import StochasticLayer
-from relax_tf.layers.passes import EvaluationPass, Latent, Pass, active_pass
+from relax_tf.layers.passes import Latent
 from relax_tf.optimizers import relax_optimizer, wrap_optimizer
-from relax_tf.step.averages import mean_over_samples
 from relax_tf.step.certificate import certify
-from relax_tf.step.estimation import ModelEstimate, estimate_batch, summed
-from relax_tf.step.finite import warn_if_not_finite, zero_unless
+from relax_tf.step.cost import default_cost
+from relax_tf.step.estimation import ModelEstimate, estimate_batch
+from relax_tf.step.evaluation import EvaluationSteps
+from relax_tf.step.finite import zero_unless
 from relax_tf.step.first_batch import shown_first_batch
 from relax_tf.step.foreign_seeds import load_seeds, save_seeds
-from relax_tf.step.hard_pass import Batch, LiveScope, ensure_built, penalties, run
+from relax_tf.step.hard_pass import Batch
+from relax_tf.step.logs import Logs, batch_size, global_norm
 from relax_tf.step.no_data import no_data
-from relax_tf.step.scales import warn_of_scales
 from relax_tf.step.sharing import refuse_shared_layers
 from relax_tf.step.strategies import check_strategy
-from relax_tf.validation import positive_integer
 
 
-class RelaxTrainer:
+class RelaxTrainer(EvaluationSteps, Logs):
     """The training half of `RelaxModel`, apart from how Keras constructs models."""
 
     # Whether `fit` certifies the model on its first batch (see `check`). False insists on training
@@ -40,28 +39,6 @@ class RelaxTrainer:
     _rows_are_alike = False
     # Whether the graph of a functional model says what depends on what; `check` finds out.
     _graph_tells = True
-    _evaluation_samples = 1
-    # Of how many numbers of an example the loss beside a KL is a mean.
-    _averaged_over = 1
-    _warned_of_scales = False
-
-    @property
-    def evaluation_samples(self) -> int:
-        """How many samples of each example `evaluate`, validation and `predict` draw, by default 1.
-
-        The loss is the mean over the samples' costs, an estimate of the same expectation with less
-        variance. Predictions, and what compiled metrics see, are the mean over the samples'
-        predictions (of outputs that are not floating point the first one's). May be assigned at any
-        time, and takes effect in the next evaluation.
-
-        Raises:
-            TypeError, ValueError: on assignment of what is no positive integer.
-        """
-        return self._evaluation_samples
-
-    @evaluation_samples.setter
-    def evaluation_samples(self, value: int) -> None:
-        self._evaluation_samples = positive_integer(value, "evaluation_samples")
 
     # The cost.
 
@@ -94,32 +71,7 @@ class RelaxTrainer:
             losses, weighted by `loss_weights`, plus every layer's KL.
         """
         del x
-        kls = [latent.kl for latent in latents.values() if latent.kl is not None]
-        parts = []
-        if self._compile_loss is not None:
-            parts.append(losses.per_example(self._compile_loss, y, y_pred, sample_weight))
-            self._name_compiled_loss(parts[0], alone=not kls)
-            if kls and not self._overrides_compute_cost():
-                self._averaged_over = losses.averaged_over(self._compile_loss, y_pred)
-            if any(layer.estimator.joint for layer in self._stochastic_layers()):
-                losses.refuse_sums(self._compile_loss)
-        if kls:
-            parts.append(_weighted(tf.add_n(kls), sample_weight))
-        if not parts:
-            raise ValueError(
-                f"model {self.name!r} has no cost: compile it with a `loss`, give a stochastic "
-                "layer a `prior`, or override `compute_cost`."
-            )
-        return tf.add_n([tf.cast(part, parts[-1].dtype) for part in parts])
-
-    def _name_compiled_loss(self, loss: tf.Tensor, alone: bool) -> None:
-        """Has the compiled loss logged, if it is one and not the whole cost.
-
-        Of several Keras logs each.
-        """
-        current, whole = active_pass(), alone and not self._overrides_compute_cost()
-        if current is not None and not whole and not self._compile_loss.metrics:
-            current.terms["compiled_loss"] = loss
+        return default_cost(self, y, y_pred, latents, sample_weight)
 
     def _overrides_compute_cost(self) -> bool:
         return type(self).compute_cost is not RelaxTrainer.compute_cost
@@ -243,24 +195,6 @@ class RelaxTrainer:
         self._check_model()
         return certify(self, _tensors(*keras.utils.unpack_x_y_sample_weight(data)))
 
-    def make_test_function(self, force=False):
-        check_strategy(self)
-        return super().make_test_function(force or self._evaluation_has_changed("test"))
-
-    def make_predict_function(self, force=False):
-        return super().make_predict_function(force or self._evaluation_has_changed("predict"))
-
-    def _evaluation_has_changed(self, function: str) -> bool:
-        """Whether layers emit something else, or more, than when Keras traced this function."""
-        now = [self.evaluation_samples, *(layer.inference for layer in self._stochastic_layers())]
-        before = self._traced_evaluation.get(function, now)
-        self._traced_evaluation[function] = now
-        return now != before
-
-    @functools.cached_property
-    def _traced_evaluation(self) -> dict[str, list[Any]]:
-        return {}
-
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One update on one batch: what `fit` repeats, and a loop of your own may.
 
@@ -312,17 +246,17 @@ class RelaxTrainer:
 
         loss = tf.where(finite, result.surrogate, float("nan"))
         self._track_loss(x, y, y_pred, sample_weight, loss)
-        self._track_parts(hard, _batch_size(x))
+        self._track_parts(hard, batch_size(x))
         by_variable = dict(zip(map(id, variables), gradients, strict=True))
         for call in hard.calls:
             phi = map(id, call.layer.estimator.trainable_variables)
-            norm = _global_norm([by_variable[variable] for variable in phi])
+            norm = global_norm([by_variable[variable] for variable in phi])
             call.layer.tracked.update(
                 {
                     "second_moment": result.estimates[call.name].second_moment,
                     "control_variate_norm": norm / scale,
                 },
-                examples=_batch_size(x),
+                examples=batch_size(x),
                 learned=due,
             )
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
@@ -330,122 +264,8 @@ class RelaxTrainer:
             logs["relaxed_loss"] = logs["loss"]
         return logs
 
-    def test_step(self, data):
-        self._refuse_compute_loss()
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        ensure_built(self, x)
-
-        def once():
-            y_pred, loss, evaluation = self._evaluate_once(x, y, sample_weight)
-            self._track_loss(x, y, y_pred, sample_weight, loss)
-            self._track_parts(evaluation, _batch_size(x))
-            return y_pred
-
-        y_pred = mean_over_samples(once, self.evaluation_samples)
-        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return {k: v for k, v in logs.items() if k not in self._training_only()}
-
-    def _evaluate_once(self, x, y, sample_weight) -> tuple[Any, tf.Tensor, EvaluationPass]:
-        """The output, the loss, a scalar, and their pass, with one sample of each layer."""
-        evaluation = EvaluationPass()
-        with LiveScope() as scope:
-            y_pred = run(self, evaluation, x, training=False)
-            with evaluation:
-                latents = evaluation.latents
-                cost = self.compute_cost(x, y, y_pred, latents, sample_weight=sample_weight)
-                cost = evaluation.total(cost)
-        added = [*scope.losses, *penalties(self, of_control_variates=False)]
-        return y_pred, summed(batch_mean(cost), added), evaluation
-
-    def predict_step(self, data):
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        ensure_built(self, x)
-        once = lambda: run(self, EvaluationPass(), x, training=False)  # noqa: E731
-        return mean_over_samples(once, self.evaluation_samples)
-
-    def get_metrics_result(self) -> dict[str, Any]:
-        results = super().get_metrics_result()
-        if tf.executing_eagerly():
-            warn_if_not_finite(self.name, self._stochastic_layers())
-            self._warn_of_scales(results)
-        return results
-
-    def _warn_of_scales(self, results: dict[str, Any]) -> None:
-        """Once, as soon as there are numbers."""
-        loss = float(results.get("compiled_loss", 0))
-        if self._warned_of_scales or self._averaged_over == 1 or loss == 0:
-            return
-        kls = [results.get(f"{layer.name}_kl", 0) for layer in self._stochastic_layers()]
-        kl = float(sum(kls))
-        self._warned_of_scales = warn_of_scales(self.name, loss, kl, self._averaged_over)
-
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        return [*super().metrics, *self._term_metrics.values(), *self._layer_metrics()]
-
-    def _flatten_metrics_in_order(self, logs):
-        """What `evaluate` and `*_on_batch` return without `return_dict`.
-
-        The parts of the loss are not among it: a model without compiled metrics has one number.
-        """
-        parts = {f"{layer.name}_kl" for layer in self._stochastic_layers()} | {*self._term_metrics}
-        return super()._flatten_metrics_in_order(
-            {name: value for name, value in logs.items() if name not in parts}
-        )
-
-    def _layer_metrics(self, of_training_only: bool = False) -> list[keras.metrics.Metric]:
-        return [
-            metric
-            for layer in self._stochastic_layers()
-            for name, metric in layer.tracked.metrics.items()
-            if not (of_training_only and name == "kl")
-        ]
-
-    def _training_only(self) -> set[str]:
-        return {metric.name for metric in self._layer_metrics(of_training_only=True)}
-
-    @functools.cached_property
-    def _term_metrics(self) -> dict[str, keras.metrics.Mean]:
-        """Of the cost's terms, by name; made when a term is first seen."""
-        return {}
-
-    def _track_parts(self, a_pass: Pass, examples: tf.Tensor) -> None:
-        """Takes in each layer's KL, in nats and unweighted, and the terms of the cost."""
-        kls = {}
-        for call in a_pass.calls:
-            if call.kl is not None:
-                kls.setdefault(call.layer, []).append(call.kl)
-        for layer, of_calls in kls.items():
-            layer.tracked.update({"kl": batch_mean(tf.add_n(of_calls))}, examples)
-        for name, term in a_pass.terms.items():
-            if name not in self._term_metrics:
-                if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-                    continue  # a replica cannot make variables
-                self._term_metrics[name] = keras.metrics.Mean(name=name)
-            metric = self._term_metrics[name]
-            mean = batch_mean(tf.cast(term, metric.dtype))
-            metric.update_state(mean, sample_weight=tf.cast(examples, metric.dtype))
-
-    def _get_metrics_result_or_logs(self, logs):
-        """What Keras shows at the end of an epoch: the metrics over all replicas.
-
-        Keras recognises them if a step logs all of them. Ours log some in training only, and one
-        under two names; without this the results of the replicas would be averaged instead.
-        """
-        results = self.get_metrics_result()
-        if "relaxed_loss" in logs:
-            results["relaxed_loss"] = results["loss"]
-        if set(logs) in (set(results), set(results) - self._training_only()):
-            return {name: results[name] for name in logs}
-        return logs
-
     def _stochastic_layers(self) -> list[StochasticLayer]:
-        return [layer for layer in self._flatten_layers() if isinstance(layer, StochasticLayer)]
-
-    def _track_loss(self, x, y, y_pred, sample_weight, loss) -> None:
-        self._loss_tracker.update_state(loss, sample_weight=_batch_size(x))
-        if self._compile_loss is not None and self._compile_loss.metrics:
-            self._compile_loss(y, y_pred, sample_weight)  # updates the metric of each output
+        return [layer for layer in all_layers(self) if isinstance(layer, StochasticLayer)]
 
     # Saving.
 
@@ -471,32 +291,3 @@ def _tensors(x: Any, y: Any, sample_weight: Any) -> Batch:
         lambda v: v if v is None or tf.is_tensor(v) else tf.convert_to_tensor(v),
         Batch(x, y, sample_weight),
     )
-
-
-def _global_norm(gradients: list[tf.Tensor]) -> tf.Tensor:
-    """As `tf.linalg.global_norm`; XLA on CPUs is several times faster at a product with ones."""
-    sums = [tf.zeros([])]
-    for gradient in gradients:
-        squares = tf.reshape(tf.square(gradient), [-1, (1, *gradient.shape)[-1]])
-        ones = tf.ones([squares.shape[-1], 1], squares.dtype)
-        sums.append(tf.cast(tf.reduce_sum(squares @ ones), tf.float32))
-    return tf.sqrt(tf.add_n(sums))
-
-
-def _batch_size(x: Any) -> tf.Tensor:
-    return tf.shape(keras.tree.flatten(x)[0])[0]
-
-
-def _weighted(kl: tf.Tensor, sample_weight: Any) -> tf.Tensor:
-    """The KL times the example's weight; with one weight for each output, times their mean."""
-    weights = [weight for weight in keras.tree.flatten(sample_weight) if weight is not None]
-    for weight in weights:
-        if weight.shape.rank > 1 and weight.shape[1:].num_elements() != 1:
-            raise ValueError(
-                "`sample_weight` must have one value per example, shape [batch], in a model with "
-                f"KL terms. Received shape: {tuple(weight.shape)}"
-            )
-    if not weights:
-        return kl
-    flat = [tf.reshape(tf.cast(weight, kl.dtype), [-1]) for weight in weights]
-    return kl * tf.add_n(flat) / len(flat)

@@ -11,13 +11,14 @@ HIGHEST_RATE = 1e-3
 def control_variate_copy(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """A fresh optimizer with the settings of another one, at a rate of `HIGHEST_RATE` at most."""
     config = {**optimizer.get_config(), "name": "control_variate_optimizer"}
-    copy = type(optimizer).from_config(config)
     rate = config.get("learning_rate")
     if isinstance(rate, float):
-        copy.learning_rate = min(rate, HIGHEST_RATE)
-    elif isinstance(copy._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        copy.learning_rate = AtMost(copy._learning_rate, HIGHEST_RATE)
-    return copy
+        config["learning_rate"] = min(rate, HIGHEST_RATE)
+    elif isinstance(rate, dict):
+        rate = keras.optimizers.schedules.deserialize(rate)
+        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            config["learning_rate"] = AtMost(rate, HIGHEST_RATE)
+    return type(optimizer).from_config(config)
 
 
 @keras.saving.register_keras_serializable("relax_tf")
@@ -31,7 +32,7 @@ class AtMost(keras.optimizers.schedules.LearningRateSchedule):
     Example:
 
     >>> decay = keras.optimizers.schedules.PiecewiseConstantDecay([100], [1.0, 0.25])
-    >>> schedule = relax_tf.rates.AtMost(decay, 0.5)
+    >>> schedule = relax_tf.control_variates.rates.AtMost(decay, 0.5)
     >>> float(schedule(0)), float(schedule(200))
     (0.5, 0.25)
     """

@@ -1,0 +1,91 @@
+"""Evaluation and prediction: hard samples, or what `layer.inference` says; means over several."""
+
+import functools
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from relax_tf.estimators.estimate import batch_mean
+from relax_tf.layers.passes import EvaluationPass
+from relax_tf.step.averages import mean_over_samples
+from relax_tf.step.estimation import summed
+from relax_tf.step.hard_pass import LiveScope, ensure_built, penalties, run
+from relax_tf.step.logs import batch_size
+from relax_tf.step.strategies import check_strategy
+from relax_tf.validation import positive_integer
+
+
+class EvaluationSteps:
+    """The evaluating half of a `RelaxModel`'s steps."""
+
+    _evaluation_samples = 1
+
+    @property
+    def evaluation_samples(self) -> int:
+        """How many samples of each example `evaluate`, validation and `predict` draw, by default 1.
+
+        The loss is the mean over the samples' costs, an estimate of the same expectation with less
+        variance. Predictions, and what compiled metrics see, are the mean over the samples'
+        predictions (of outputs that are not floating point the first one's). May be assigned at any
+        time, and takes effect in the next evaluation.
+
+        Raises:
+            TypeError, ValueError: on assignment of what is no positive integer.
+        """
+        return self._evaluation_samples
+
+    @evaluation_samples.setter
+    def evaluation_samples(self, value: int) -> None:
+        self._evaluation_samples = positive_integer(value, "evaluation_samples")
+
+    def make_test_function(self, force=False):
+        check_strategy(self)
+        return super().make_test_function(force or self._evaluation_has_changed("test"))
+
+    def make_predict_function(self, force=False):
+        return super().make_predict_function(force or self._evaluation_has_changed("predict"))
+
+    def _evaluation_has_changed(self, function: str) -> bool:
+        """Whether layers emit something else, or more, than when Keras traced this function."""
+        now = [self.evaluation_samples, *(layer.inference for layer in self._stochastic_layers())]
+        before = self._traced_evaluation.get(function, now)
+        self._traced_evaluation[function] = now
+        return now != before
+
+    @functools.cached_property
+    def _traced_evaluation(self) -> dict[str, list[Any]]:
+        return {}
+
+    def test_step(self, data):
+        self._refuse_compute_loss()
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        ensure_built(self, x)
+
+        def once():
+            y_pred, loss, evaluation = self._evaluate_once(x, y, sample_weight)
+            self._track_loss(x, y, y_pred, sample_weight, loss)
+            self._track_parts(evaluation, batch_size(x))
+            return y_pred
+
+        y_pred = mean_over_samples(once, self.evaluation_samples)
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return {k: v for k, v in logs.items() if k not in self._training_only()}
+
+    def _evaluate_once(self, x, y, sample_weight) -> tuple[Any, tf.Tensor, EvaluationPass]:
+        """The output, the loss, a scalar, and their pass, with one sample of each layer."""
+        evaluation = EvaluationPass()
+        with LiveScope() as scope:
+            y_pred = run(self, evaluation, x, training=False)
+            with evaluation:
+                latents = evaluation.latents
+                cost = self.compute_cost(x, y, y_pred, latents, sample_weight=sample_weight)
+                cost = evaluation.total(cost)
+        added = [*scope.losses, *penalties(self, of_control_variates=False)]
+        return y_pred, summed(batch_mean(cost), added), evaluation
+
+    def predict_step(self, data):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        ensure_built(self, x)
+        once = lambda: run(self, EvaluationPass(), x, training=False)  # noqa: E731
+        return mean_over_samples(once, self.evaluation_samples)

@@ -1,0 +1,91 @@
+"""What an agent hands to `relax_tf.policy_gradients`: actions, noise and returns, checked."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from relax_tf.distributions.base import Distribution, Draw
+from relax_tf.distributions.one_hot_categorical import OneHotCategorical
+from relax_tf.estimators.base import Estimator
+
+
+def check_estimator(estimator: Estimator, dist: Distribution) -> None:
+    """Raises a TypeError or ValueError unless the estimator can work with returns."""
+    if not isinstance(estimator, Estimator):
+        raise TypeError(
+            "`estimator` must be an estimator of relax_tf.estimators. "
+            f"Received: {estimator!r} (of type {type(estimator).__name__})"
+        )
+    if not isinstance(dist, Distribution):
+        raise TypeError(
+            "`dist` must be a distribution of relax_tf.distributions. "
+            f"Received: {dist!r} (of type {type(dist).__name__})"
+        )
+    estimator.check_defined_for(type(dist))
+    if not estimator.needs_cost or estimator.evaluations != 1:
+        raise ValueError(
+            "a return is known at the action taken only, and has no derivative: use 'relax', "
+            "'lax', 'nvil' or 'reinforce'. Received: the estimator "
+            f"{type(estimator).__name__}, which needs more"
+        )
+
+
+def real_tensor(value: Any, name: str, dtype: tf.DType | None = None) -> tf.Tensor:
+    """`value` as a float tensor, of `dtype` if one is given."""
+    try:
+        received = tf.convert_to_tensor(value).dtype
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be made of real numbers. Received: {value!r}") from error
+    if not (received.is_floating or received.is_integer):
+        raise TypeError(f"`{name}` must be made of real numbers. Received dtype: {received.name}")
+    if dtype is None:
+        dtype = tf.float64 if received == tf.float64 else tf.float32
+    # The hint keeps Python's numbers exact; tensors of another dtype are cast.
+    return tf.cast(tf.convert_to_tensor(value, dtype_hint=dtype), dtype)
+
+
+def check_steps(value: tf.Tensor, dist: Distribution, name: str) -> None:
+    """Raises a ValueError unless `value` has the steps of the distribution."""
+    if value.shape.rank == 0 or not value.shape[:1].is_compatible_with(dist.shape[:1]):
+        raise ValueError(
+            f"`{name}` must have as many steps as the distribution, {dist.shape[0]}. "
+            f"Received shape: {tuple(value.shape)}"
+        )
+
+
+def as_sample(action: Any, dist: Distribution) -> tf.Tensor:
+    """Actions in the shape of a sample; integers `[time]` name the classes of a categorical."""
+    action = real_tensor(action, "action", dist.dtype)
+    if isinstance(dist, OneHotCategorical) and dist.shape.rank == 2 and action.shape.rank == 1:
+        known, classes = tf.get_static_value(action), dist.shape[-1]
+        if known is not None and not ((known >= 0) & (known < classes)).all():
+            raise ValueError(f"`action` must be numbers from 0 to {classes - 1}. Received: {known}")
+        return tf.one_hot(tf.cast(action, tf.int32), classes, dtype=dist.dtype)
+    if not action.shape.is_compatible_with(dist.shape):
+        raise ValueError(
+            f"`action` must have the shape of a sample, {tuple(dist.shape)}, or for one "
+            "categorical variable be the classes' numbers, [time]. "
+            f"Received shape: {tuple(action.shape)}"
+        )
+    return action
+
+
+def draw_of(dist: Distribution, action: tf.Tensor, z: Any, seed: tf.Tensor) -> Draw:
+    """The draw behind actions: of a given `z`, or of one drawn from `p(z|action)`."""
+    if z is None:
+        z = dist.conditional_draw(action, seed) if dist.discrete else action
+    z = real_tensor(z, "z", dist.dtype)
+    if not z.shape.is_compatible_with(dist.shape):
+        raise ValueError(
+            f"`z` must have the shape of a sample, {tuple(dist.shape)}. "
+            f"Received shape: {tuple(z.shape)}"
+        )
+    b = dist.harden(z)
+    known = [tf.get_static_value(value) for value in (action, b)]
+    if known[0] is not None and known[1] is not None and (abs(known[0] - known[1]) > 1e-4).any():
+        raise ValueError(
+            "`z` must be the variable that `action` was read from, action = H(z). They disagree in "
+            f"{int((abs(known[0] - known[1]) > 1e-4).reshape(len(known[0]), -1).any(-1).sum())} of "
+            f"{len(known[0])} steps"
+        )
+    return Draw(tf.stop_gradient(b), tf.stop_gradient(z))
