@@ -13,7 +13,7 @@ import ml_collections
 def get_config():
     config = ml_collections.ConfigDict()
     config.target = 0.499
-    config.estimators = ("reinforce", "rebar", "relax")
+    config.estimators = ("reinforce", "rebar", "relax", "relaxed_disarm", "flip")
     config.seeds = 50
     config.first_seed = 0
     config.steps = 10_000

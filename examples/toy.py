@@ -105,8 +105,9 @@ class Trainer:
         return rows
 
     def relaxation(self, seed: int) -> np.ndarray | None:
-        """`c(z(u))` at the noise `U`, learned at theta = 0; None without a control variate."""
-        if not self.model.get_layer("b").estimator.trainable_variables:
+        """`c(z(u))` at the noise `U`, learned at theta = 0; None without one of z."""
+        estimator = self.model.get_layer("b").estimator
+        if not (estimator.trainable_variables and hasattr(estimator, "terms")):
             return None
         self._start(seed)
         self.model.optimizer.learning_rate = 0.0  # the model's; phi goes on learning

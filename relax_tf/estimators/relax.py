@@ -21,7 +21,7 @@ from relax_tf.control_variates import build_network
 from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.baseline import Baseline
-from relax_tf.estimators.estimate import batch_mean
+from relax_tf.estimators.estimate import Cost, batch_mean
 from relax_tf.estimators.networks import network_config, network_or_mlp, with_networks
 from relax_tf.estimators.score_function import score_function_gradient
 from relax_tf.estimators.terms import Term, network_output, value_and_derivative
@@ -147,14 +147,18 @@ class BlackBoxEstimator(Estimator):
         """The gradient, given costs less their baseline."""
         raise NotImplementedError
 
-    def network_terms(self, dist, context):
+    def terms(self, dist: Distribution, cost: Cost, context: tf.Tensor | None) -> list[Term]:
         """The control variate less its baseline, as functions from `z` to `[batch]`."""
+        del cost
+        return self.network_terms(dist, context)
+
+    def network_terms(self, dist, context):
         scale, see = self.baseline.scale(dist.dtype), functools.partial(self.see, dist)
         return [network_output(self.control_variate, see, context, scale, self.id)]
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
         error = f_b - self.baseline.value(context, f_b.dtype)
-        terms = self.network_terms(dist, context)
+        terms = self.terms(dist, cost, context)
         gradient = self.gradient(dist, draw, tf.stop_gradient(error), terms, seed)
         return gradient, batch_mean(tf.square(error))
 
