@@ -8,9 +8,10 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "relax_tf" / "__init__.py").read_text())[1]
 
-EXAMPLES = ["ml_collections>=1.0", "scikit-learn>=1.4", "matplotlib>=3.8"]
-RL = ["gymnasium[box2d,mujoco]>=1.0"]
 TENSORBOARD = ["tensorboard>=2.18"]
+EXAMPLES = ["ml_collections>=1.0", "scikit-learn>=1.4", "matplotlib>=3.8", *TENSORBOARD]
+RL = ["gymnasium[box2d,mujoco]>=1.0"]
+ONNX = ["onnx>=1.19", "tf2onnx>=1.17", "onnxruntime>=1.23"]  # TFLite's converter is TensorFlow's
 
 
 def for_a_package_index(readme: str) -> str:
@@ -62,8 +63,10 @@ setup(
         "examples": EXAMPLES,
         "rl": EXAMPLES + RL,
         "tensorboard": TENSORBOARD,
+        "onnx": ONNX,
         "test": [
             *EXAMPLES,
+            *ONNX,
             "gymnasium>=1.0",
             "pytest>=8.0",
             "pytest-xdist>=3.5",

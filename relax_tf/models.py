@@ -1,10 +1,12 @@
 """RelaxModel: a Keras model that trains through the samples of its stochastic layers."""
 
 import functools
+import math
 from typing import Any
 
 import keras
 
+from relax_tf.control_variates import is_control_variate
 from relax_tf.deployment import export, inference_model
 from relax_tf.keras_internals import Functional, Trainer, replace_base, unpickler
 from relax_tf.step.trainer import RelaxTrainer
@@ -20,6 +22,11 @@ class RelaxModel(RelaxTrainer, keras.Model):
     compiled loss is), each layer's second moment of the gradient estimate and the norm of its
     control variate's gradient; where there is a KL, also its value in nats and the compiled loss
     without it. For another cost override `compute_cost`.
+
+    `*_control_variate_norm` has the units of the second moment, the cost's squared, so no value is
+    healthy by itself: compare it with its own past. If it grows tenfold and stays there while the
+    second moment does not fall, the control variate's rate is too high (`relax_tf.RelaxOptimizer`);
+    if it is 0, the control variate learns nothing.
 
     Example:
 
@@ -59,7 +66,10 @@ class RelaxModel(RelaxTrainer, keras.Model):
         It shares the weights, so that further training of this model shows in it. It has no
         control variates, and no prior or KL; `layer.inference` of this model has no say in it.
         Whoever loads what it saves must `import relax_tf`, which registers the layers' classes;
-        a SavedModel or a TFLite file needs no relax_tf at all. Where stochastic layers are hidden
+        a SavedModel or a TFLite file needs no relax_tf at all. Cut sub-models that only predict out
+        of it (`keras.Model(plain.input, plain.get_layer("b").output)`) or make one of them,
+        `relax_tf.RelaxModel(model.input, layer.output).for_inference()`: a `keras.Model` around
+        this model's own layers has their control variates too. Where stochastic layers are hidden
         from a graph (in the `call` of a subclass, or in a layer of one's own) it is an
         `InferenceModel` around this one: then a `.keras` file holds this whole model and needs its
         class, while an export still leaves control variates out.
@@ -83,6 +93,23 @@ class RelaxModel(RelaxTrainer, keras.Model):
         58
         """
         return inference_model(self, inference)
+
+    @functools.wraps(keras.Model.summary)
+    def summary(self, line_length=None, positions=None, print_fn=None, **kwargs):
+        super().summary(line_length, positions, print_fn, **kwargs)
+        phi = [v for v in self.variables if is_control_variate(v)]
+        count = sum(math.prod(v.shape) for v in phi)
+        (print_fn or print)(f" Of these in control variates: {count:,} (`for_inference` has none)")
+
+    @functools.wraps(keras.Model.save)
+    def save(self, filepath, *args, **kwargs):
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "HDF5 files of whole models keep neither the seeds of layers nor what an estimator "
+                'learns. Save to a name that ends in ".keras", or the weights alone by '
+                f'`save_weights` to one that ends in ".weights.h5". Received: {filepath!s}'
+            )
+        super().save(filepath, *args, **kwargs)
 
     @functools.wraps(keras.Model.export)
     def export(self, filepath, *args, **kwargs):

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
+from relax_tf.control_variates.rates import control_variate_copy
 from relax_tf.keras_internals import SwappedAverages, refuse_unknown, variables_of
 from relax_tf.validation import positive_integer, positive_number
 
@@ -52,7 +53,9 @@ class RelaxOptimizer(SwappedAverages, keras.optimizers.MultiOptimizer):
     Args:
         optimizer: for the model: a Keras optimizer, or its id.
         control_variate_optimizer: for the control variates; by default a fresh copy of the
-            first, with state of its own.
+            first, with state of its own, whose learning rate is at most 1e-3 (a schedule's too):
+            a rate that suits a few parameters makes a network follow noise, and its control
+            variate is then worse than a slow one. Give a rate above that here.
         control_variate_update_every: k, at least 1: the control variates learn in every k-th
             step. The estimates stay unbiased, and the steps between cost less.
         loss_scale_factor, name: as in any Keras optimizer.
@@ -87,8 +90,7 @@ class RelaxOptimizer(SwappedAverages, keras.optimizers.MultiOptimizer):
         every = positive_integer(control_variate_update_every, "control_variate_update_every")
         optimizer = _plain(optimizer, "optimizer")
         if control_variate_optimizer is None:
-            config = {**optimizer.get_config(), "name": "control_variate_optimizer"}
-            control_variate_optimizer = type(optimizer).from_config(config)
+            control_variate_optimizer = control_variate_copy(optimizer)
         control_variate_optimizer = _plain(control_variate_optimizer, "control_variate_optimizer")
         if control_variate_optimizer is optimizer:
             raise ValueError(

@@ -1,5 +1,6 @@
 """A message that says what to install, instead of an ImportError from deep inside."""
 
+import importlib
 import importlib.metadata
 import os
 import re
@@ -18,11 +19,16 @@ def check_requirements() -> None:
                 f"relax_tf needs {package} {minimum} or newer. Found: {found or 'none'}. "
                 f"Run: {_INSTALL}"
             )
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    # The variable first: Keras fails at its own import if that backend is not installed.
+    _check_backend(os.environ.get("KERAS_BACKEND", "tensorflow"))
+    _check_backend(importlib.import_module("keras").backend.backend())  # also from keras.json
+
+
+def _check_backend(backend: str) -> None:
     if backend != "tensorflow":
         raise ImportError(
-            "relax_tf runs on Keras's TensorFlow backend. Found KERAS_BACKEND="
-            f"{backend!r}. Set KERAS_BACKEND=tensorflow before importing Keras."
+            "relax_tf runs on Keras's TensorFlow backend only. Set KERAS_BACKEND=tensorflow before "
+            f"Keras is imported. Received: KERAS_BACKEND={backend!r}"
         )
 
 

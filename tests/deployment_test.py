@@ -111,6 +111,29 @@ def test_weights_are_shared_and_control_variates_left_out(maker):
         assert (priors, plain.losses) == ([], [])
 
 
+def test_sub_models_that_only_predict_have_no_control_variates():
+    model = trained(small_model)
+    plain = model.for_inference("mode")
+    inside = keras.Model(plain.input, plain.get_layer("b").output)
+    of_layers = relax_tf.RelaxModel(model.input, model.get_layer("b").output)
+    above = of_layers.for_inference("mode")
+    for sub_model in (inside, above):
+        assert sub_model.count_params() == 3 * 4 + 4
+    x, _ = data()
+    np.testing.assert_array_equal(inside.predict(x, verbose=0), above.predict(x, verbose=0))
+
+
+def test_the_summary_tells_control_variates_from_the_model(capsys):
+    model = trained(small_model)
+    model.summary()
+    of_control_variates = model.count_params() - model.for_inference().count_params()
+    assert of_control_variates > 40_000
+    lines = []
+    model.summary(print_fn=lines.append)
+    for shown in (capsys.readouterr().out, "".join(lines)):
+        assert f"Of these in control variates: {of_control_variates:,} " in shown
+
+
 def test_the_original_goes_on_as_if_there_were_no_other():
     models = []
     for deployed in (False, True):

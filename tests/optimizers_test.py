@@ -30,7 +30,28 @@ def test_default_is_a_fresh_copy():
     assert copy is not adam
     assert type(copy) is type(adam)
     assert copy.beta_2 == 0.5
-    assert float(copy.learning_rate) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("rate", "copied"), [(0.05, 1e-3), (1e-3, 1e-3), (1e-4, 1e-4)])
+def test_control_variates_follow_the_model_s_rate_up_to_a_limit(rate, copied):
+    optimizer = relax_tf.RelaxOptimizer(keras.optimizers.Adam(rate))
+    assert float(optimizer.learning_rate) == np.float32(rate)
+    assert float(optimizer.control_variate_optimizer.learning_rate) == np.float32(copied)
+
+
+def test_a_schedule_stays_one_up_to_the_limit():
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay([0, 1], [0.0, 0.1, 1e-4])
+    optimizer = relax_tf.RelaxOptimizer(keras.optimizers.SGD(rate))
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    for each in (optimizer, again):
+        w, phi = variables()
+        rates = []
+        for _ in range(3):
+            before = np.concatenate([w.numpy()[:1], phi.numpy()])
+            each.apply([np.array([1.0, 1.0], "f"), np.array([1.0], "f")], [w, phi])
+            rates.append(before - np.concatenate([w.numpy()[:1], phi.numpy()]))
+        expected = [[0.0, 0.0], [0.1, 1e-3], [1e-4, 1e-4]]
+        np.testing.assert_allclose(rates, expected, atol=1e-6)
 
 
 def test_config_round_trip():

@@ -1,6 +1,7 @@
 """What `import relax_tf` needs, and what leaves the checkout: the wheel and the sdist."""
 
 import email
+import os
 import pathlib
 import re
 import shutil
@@ -11,6 +12,7 @@ import tarfile
 import venv
 import zipfile
 
+import keras
 import pytest
 
 import relax_tf
@@ -62,9 +64,24 @@ def test_unsupported_versions_say_what_to_install(package, found, monkeypatch):
         requirements.check_requirements()
 
 
-def test_other_backends_are_refused(monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    with pytest.raises(ImportError, match="TensorFlow backend"):
+@pytest.mark.parametrize("backend", ["jax", "torch", "numpy"])
+def test_other_backends_are_refused_at_import(backend):
+    result = subprocess.run(
+        [sys.executable, "-c", "import relax_tf"],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "relax_tf runs on Keras's TensorFlow backend only" in result.stderr
+    assert f"Received: KERAS_BACKEND={backend!r}" in result.stderr
+
+
+def test_a_backend_of_keras_s_own_configuration_is_refused_too(monkeypatch):
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ImportError, match="Received: KERAS_BACKEND='torch'"):
         requirements.check_requirements()
 
 

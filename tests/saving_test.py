@@ -338,6 +338,14 @@ def test_reduced_learning_rate_is_the_model_s_only():
     assert float(model.optimizer.control_variate_optimizer.learning_rate) == 0.5
 
 
+@pytest.mark.parametrize("name", ["model.h5", "model.hdf5"])
+def test_hdf5_files_of_models_are_refused(name, tmp_path):
+    model = small_model()
+    with pytest.raises(ValueError, match=rf"ends in \"\.keras\".*Received: .*{name}"):
+        model.save(tmp_path / name)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="TensorBoard is not installed"
 )

@@ -44,6 +44,9 @@ _BY_ID = {
     "straight_through": StraightThrough,
     "vimco": Vimco,
 }
+# What a serialised estimator says of its default networks. Those of earlier versions do not.
+_OF_MAPS = "networks_of_maps"
+
 for _id, _class in _BY_ID.items():
     _class._id = _id  # for messages
 
@@ -84,7 +87,8 @@ def serialize(estimator: Estimator) -> dict[str, Any]:
             "`estimator` must be an Estimator. "
             f"Received: {estimator!r} (of type {type(estimator).__name__})"
         )
-    return keras.saving.serialize_keras_object(estimator)
+    config = keras.saving.serialize_keras_object(estimator)
+    return config if estimator.sees_whole_maps else {**config, _OF_MAPS: "local"}
 
 
 def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Estimator:
@@ -104,6 +108,7 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = 
     estimator = keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
     if not isinstance(estimator, Estimator):
         raise TypeError(f"the config does not describe an Estimator. Received: {config!r}")
+    estimator.sees_whole_maps = _OF_MAPS not in config
     return estimator
 
 

@@ -58,6 +58,8 @@ class Estimator(keras.layers.Layer):
         evaluations: how many times an estimate evaluates the cost of each example, at whatever
             samples.
         temperature: at which this estimator's layer is relaxed.
+        sees_whole_maps: whether the default networks are made as versions made them that knew none
+            for feature maps (of a file that one of them saved).
     """
 
     defined_for = ("discrete", "continuous")
@@ -69,6 +71,7 @@ class Estimator(keras.layers.Layer):
     num_samples = 1
     joint = False
     relies_on_derivative = False
+    sees_whole_maps = False
 
     @property
     def evaluations(self) -> int:

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from relax_tf import estimators
+from relax_tf.control_variates import default_networks
 from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.keras_internals import mask_of, untrack
@@ -161,7 +162,8 @@ class StochasticLayer(ThetaLayer):
             )
         self.estimator.owner = weakref.ref(self)
         if not self.estimator.built:
-            self.estimator.build(tuple(theta_shape), tuple(context_shape))
+            with default_networks(local=not self.estimator.sees_whole_maps):
+                self.estimator.build(tuple(theta_shape), tuple(context_shape))
         if self.estimator.trainable_variables:
             self.tracked.add("control_variate_norm")
 

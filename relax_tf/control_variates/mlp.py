@@ -1,35 +1,32 @@
-"""Learned control variates: the network `r_phi`, and the mark that keeps `phi` apart."""
+"""The paper's network, with its derivatives in closed form; on feature maps a local one."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import math
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from relax_tf.validation import positive_integer, positive_integers
+from relax_tf.control_variates.local import LocalMLP, map_positions
+from relax_tf.control_variates.network import ControlVariate
+from relax_tf.keras_internals import untrack
+from relax_tf.validation import boolean, positive_integer, positive_integers
 
-__all__ = ["MLP", "ControlVariate"]
+_UNITS, _LOCAL_UNITS = (200, 200), (32, 32)
+_building = threading.local()
 
-_MARK = "_relax_tf_control_variate"
 
-
-class ControlVariate(keras.layers.Layer):
-    """A network `r_phi` that is called with `z` and the context apart, `call(z, context=None)`.
-
-    Any Keras layer may be a control variate; others receive both side by side in one tensor. Apart
-    they cost less: `dc/dz` and its derivatives then touch the weights of `z` only, and the context
-    (an image, say) may be much larger than `z`.
-
-    A subclass takes `z` `[batch, n]` and the context `[batch, m]` or None and returns `[batch, 1]`
-    or `[batch]`. Its `build(z_shape, context_shape=None)` makes its variables. It may override
-    `value_and_derivative` with something cheaper than backpropagation.
-    """
-
-    def value_and_derivative(
-        self, z: tf.Tensor, context: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """`c(z)`, `[batch]`, and `dc/dz`, `[batch, n]`, both differentiable in the variables."""
-        return by_backpropagation(lambda z: evaluate_network(self, z, context), z)
+@contextlib.contextmanager
+def default_networks(local: bool):
+    """While active, networks that are built with `local=None` may be local, or may not."""
+    before = getattr(_building, "local", True)
+    _building.local = local
+    try:
+        yield
+    finally:
+        _building.local = before
 
 
 @keras.saving.register_keras_serializable("relax_tf")
@@ -39,14 +36,24 @@ class MLP(ControlVariate):
     Its last layer starts at zero, so that a control variate starts out as none at all: `relax`
     as REINFORCE and `relaxed_rebar` as REBAR.
 
+    On feature maps (samples `[batch, height, width, channels]`) it would grow with the size of the
+    map times its width, 26 million weights for 32x32x64 samples. There it is a small network that
+    all positions share: each sees its own features of z and of a context with the same positions,
+    and their means over the map, and c(z) is the sum of what the positions make of it.
+
     Args:
-        hidden_units: the widths of the hidden layers, at least one.
+        hidden_units: the widths of the hidden layers, at least one; None for (200, 200), and for
+            (32, 32) where it is local.
         activation: their activation; it must have a useful gradient, since `dc/dz` is used.
         outputs: how many numbers: 1, unless the network gives slopes (`relaxed_disarm`).
+        local: whether one network is shared by all positions, `[batch, ..., features]`; None if
+            there are two axes of positions or more. Of categorical variables,
+            `[batch, ..., variables, classes]`, the positions are those of the context.
         dtype: of computation and weights.
 
     Raises:
-        TypeError, ValueError: if `hidden_units` is not a sequence of positive integers.
+        TypeError, ValueError: if `hidden_units` is not a sequence of positive integers; when
+            it is built with local=True for samples without positions.
 
     Example:
 
@@ -57,37 +64,64 @@ class MLP(ControlVariate):
 
     def __init__(
         self,
-        hidden_units: Sequence[int] = (200, 200),
+        hidden_units: Sequence[int] | None = None,
         activation: Any = "relu",
         outputs: int = 1,
+        local: bool | None = None,
         dtype: Any = "float32",
         **kwargs,
     ):
         super().__init__(dtype=dtype, **kwargs)
         self.outputs = positive_integer(outputs, "outputs")
-        self.hidden_units = positive_integers(hidden_units, "hidden_units")
+        if hidden_units is not None:
+            hidden_units = positive_integers(hidden_units, "hidden_units")
+        self.hidden_units = hidden_units
         self.activation = keras.activations.get(activation)
-        self.of_z, self.of_context = None, None
-        self.hidden = [self._dense(units) for units in self.hidden_units[1:]]
+        self.local = local if local is None else boolean(local, "local")
+        self.local_network, self.of_z, self.of_context = None, None, None
+        self.hidden = [self._dense(units) for units in (hidden_units or _UNITS)[1:]]
         self.output_layer = self._dense(self.outputs, kernel_initializer="zeros")
 
     def _dense(self, units: int, **kwargs) -> keras.layers.Dense:
         arguments = {"kernel_initializer": "he_normal", "dtype": self.dtype_policy, **kwargs}
         return keras.layers.Dense(units, **arguments)
 
+    def _positions(self) -> tuple[int, ...] | None:
+        """The axes of positions that share a network, or None."""
+        if self.local is None and not getattr(_building, "local", True):
+            return None
+        if self.local is False or not (self.shapes or self.local):
+            return None
+        positions = self.shapes and map_positions(self.shapes, 1 if self.local else 2)
+        whole = positions and self.outputs > 1 and self.outputs % math.prod(positions)
+        if self.local and (not positions or whole):
+            raise ValueError(
+                f"the network {self.name!r} is local=True, so samples must have axes of positions, "
+                f"[batch, ..., features], and `outputs` be 1 or a multiple of their number. "
+                f"Received shapes: {[*self.shapes]}, outputs={self.outputs}"
+            )
+        return None if whole else positions
+
     def build(self, z_shape, context_shape=None):
+        if positions := self._positions():
+            units = self.hidden_units or _LOCAL_UNITS
+            arguments = (self.shapes, positions, units, self.activation, self.outputs)
+            self.local_network = LocalMLP(*arguments, dtype=self.dtype_policy)
+            for dense in (*self.hidden, self.output_layer):
+                untrack(self, dense)
+            self.hidden, self.output_layer = [], None
+            return
+        first_units, *_ = units = self.hidden_units or _UNITS
         # The first layer, `[z, context] W`, is the sum of two, initialised as one (He).
         parts = [shape[-1] for shape in (z_shape, context_shape) if shape is not None]
         variances = [2.0 * part / max(sum(parts), 1) for part in parts]
         first, *_ = he = [keras.initializers.VarianceScaling(v or 1.0) for v in variances]
-        self.of_z = self._dense(self.hidden_units[0], kernel_initializer=first)
+        self.of_z = self._dense(first_units, kernel_initializer=first)
         self.of_z.build((None, parts[0]))
         if context_shape is not None:
-            self.of_context = self._dense(
-                self.hidden_units[0], kernel_initializer=he[1], use_bias=False
-            )
+            self.of_context = self._dense(first_units, kernel_initializer=he[1], use_bias=False)
             self.of_context.build((None, parts[1]))
-        for dense, size in zip([*self.hidden, self.output_layer], self.hidden_units, strict=True):
+        for dense, size in zip([*self.hidden, self.output_layer], units, strict=True):
             dense.build((None, size))
 
     def _check_inputs(self, z, context) -> None:
@@ -101,6 +135,8 @@ class MLP(ControlVariate):
                 )
 
     def call(self, z, context=None):
+        if self.local_network is not None:
+            return self.local_network(*[part for part in (z, context) if part is not None])
         self._check_inputs(z, context)
         h = self.of_z(z)
         if context is not None:
@@ -110,7 +146,8 @@ class MLP(ControlVariate):
         return self.output_layer(self.activation(h))
 
     def value_and_derivative(self, z, context=None):
-        if self.activation is not keras.activations.relu or self.outputs != 1:
+        not_relu = self.activation is not keras.activations.relu
+        if not_relu or self.outputs != 1 or self.local_network is not None:
             return super().value_and_derivative(z, context)
         self._check_inputs(z, context)
         first = [self.of_z] if context is None else [self.of_z, self.of_context]
@@ -128,17 +165,21 @@ class MLP(ControlVariate):
             "hidden_units": self.hidden_units,
             "activation": keras.activations.serialize(self.activation),
             "outputs": self.outputs,
+            "local": self.local,
         }
 
+    @classmethod
+    def from_config(cls, config):
+        # Files of earlier versions do not say: then all networks saw everything.
+        return cls(**{"local": False, **config})
 
-def by_backpropagation(
-    function: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """`function(z)`, `[batch]`, and its derivative for each example (None if it has none)."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(z)
-        value = function(z)
-    return value, tape.gradient(value, z)
+    def get_build_config(self):
+        config = super().get_build_config()
+        return config and {**config, "shapes": self.shapes}
+
+    def build_from_config(self, config):
+        self.shapes = [tuple(shape) for shape in config.get("shapes", [])]
+        super().build_from_config({k: v for k, v in config.items() if k != "shapes"})
 
 
 def _relu_network(inputs: list[tf.Tensor], weights: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -191,91 +232,3 @@ def _relu_network(inputs: list[tf.Tensor], weights: list[tf.Tensor]) -> tuple[tf
         return (tf.squeeze(c, -1), dc_dz), gradient
 
     return closed_form(*weights)
-
-
-def build_network(network: keras.layers.Layer, **shapes: tuple[int | None, ...] | None) -> None:
-    """Builds a network for the parts that `evaluate_network` will give it.
-
-    A symbolic call builds any layer or model, also one without a `build` of its own.
-
-    Args:
-        network: the network.
-        **shapes: of each part by name, `[batch, ...]`; None for a part that there is not.
-    """
-    sizes = []
-    for name, shape in shapes.items():
-        if shape is None:
-            continue
-        if None in shape[1:]:
-            raise ValueError(
-                "a control-variate network needs inputs of a fixed size: every axis but the batch "
-                f"must be known. Received {name} of shape {tuple(shape)}"
-            )
-        sizes.append(_size(shape))
-    if not isinstance(network, ControlVariate):
-        sizes = [sum(sizes)]
-    network(*(keras.KerasTensor((None, size), network.compute_dtype) for size in sizes))
-
-
-def evaluate_network(network: keras.layers.Layer, *parts: tf.Tensor | None) -> tf.Tensor:
-    """The network's number for each example, `[batch]`, in the dtype of the first part.
-
-    Args:
-        network: a `ControlVariate`, which receives the parts as they are (flattened to
-            `[batch, -1]`), or any other layer, which receives them side by side.
-        parts: `z` and the context, or what else the network sees, `[batch, ...]` each; None for
-            a part that there is not.
-    """
-    value = evaluate_outputs(network, *parts)
-    if value.shape.rank == 2 and value.shape[-1] == 1:
-        value = tf.squeeze(value, -1)
-    if not value.shape.is_compatible_with(parts[0].shape[:1]):
-        raise ValueError(
-            f"the network {network.name!r} must return shape [batch, 1] or [batch]. "
-            f"Received shape: {tuple(value.shape)}"
-        )
-    return value
-
-
-def evaluate_outputs(network: keras.layers.Layer, *parts: tf.Tensor | None) -> tf.Tensor:
-    """Whatever the network returns for the parts, in the dtype of the first one."""
-    inputs = _flat(*parts)
-    if not isinstance(network, ControlVariate):
-        inputs = [tf.concat(inputs, -1)]
-    return tf.cast(network(*inputs), inputs[0].dtype)
-
-
-def differentiate_network(
-    network: keras.layers.Layer, z: tf.Tensor, context: tf.Tensor | None
-) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """`evaluate_network(network, z, context)` and its derivative in `z` (None if it has none)."""
-    if not isinstance(network, ControlVariate):
-        return by_backpropagation(lambda z: evaluate_network(network, z, context), z)
-    flat_z, *rest = _flat(z, context)
-    value, derivative = network.value_and_derivative(flat_z, *rest)
-    return value, tf.reshape(derivative, tf.shape(z))
-
-
-def _flat(*parts: tf.Tensor | None) -> list[tf.Tensor]:
-    """The parts that there are, as `[batch, -1]`, in the dtype of the first."""
-    given = [part for part in parts if part is not None]
-    return [
-        tf.reshape(tf.cast(part, given[0].dtype), [tf.shape(part)[0], _size(part.shape)])
-        for part in given
-    ]
-
-
-def _size(shape: tuple[int | None, ...]) -> int:
-    """The elements of one example."""
-    return tf.TensorShape(shape[1:]).num_elements()
-
-
-def mark_control_variates(variables: Iterable[keras.Variable]) -> None:
-    """Marks variables as `phi`: `RelaxOptimizer` reads it, paths change across save and load."""
-    for variable in variables:
-        setattr(variable, _MARK, True)
-
-
-def is_control_variate(variable: keras.Variable) -> bool:
-    """Whether a variable is part of an estimator rather than of the model."""
-    return getattr(variable, _MARK, False)
