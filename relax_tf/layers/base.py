@@ -15,7 +15,7 @@ from relax_tf.layers.alone import sample_alone
 from relax_tf.layers.passes import active_pass
 from relax_tf.layers.theta import ThetaLayer, is_nested
 from relax_tf.layers.tracked import Tracked
-from relax_tf.validation import boolean, one_of, refuse_sparse
+from relax_tf.validation import boolean, one_of
 
 
 class StochasticLayer(ThetaLayer):
@@ -239,11 +239,6 @@ class StochasticLayer(ThetaLayer):
         """The mask of the input; where that is `[loc, scale]`, of the first that has one."""
         masks = [mask for mask in keras.tree.flatten(previous_mask) if mask is not None]
         return masks[0] if masks else None
-
-    def _refuse_sparse(self, inputs: Any, context: Any) -> None:
-        for value in keras.tree.flatten(inputs):
-            refuse_sparse(value, f"the input of layer {self.name!r}")
-        refuse_sparse(context, f"the context of layer {self.name!r}")
 
     def kl_divergence(self, dist: Distribution, sample: tf.Tensor) -> tf.Tensor | None:
         """`KL(p(b|theta) || prior)`, `[batch]`, exact or at the sample; None without a prior."""

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from relax_tf.distributions import Distribution
+from relax_tf.validation import refuse_sparse
 
 # The settings of `x W + beta`, with their defaults.
 _OF_DENSE = {
@@ -88,6 +89,11 @@ class ThetaLayer(keras.layers.Layer):
         axes = {-axis: size for axis, size in enumerate(reversed(units), start=1)}
         spec = keras.InputSpec(min_ndim=len(units) + 1, axes=axes)
         self.input_spec = [spec] * len(inputs_shape) if is_nested(inputs_shape) else spec
+
+    def _refuse_sparse(self, inputs: Any, context: Any) -> None:
+        for value in keras.tree.flatten(inputs):
+            refuse_sparse(value, f"the input of layer {self.name!r}")
+        refuse_sparse(context, f"the context of layer {self.name!r}")
 
     def set_weights(self, weights: list[Any]) -> None:
         """As in any Keras layer; or `[kernel, bias]` alone, `get_weights()` of a `Dense`.
