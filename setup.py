@@ -57,6 +57,7 @@ setup(
         "tensorflow-datasets>=4.9.7",
         "importlib_resources>=6.0",
         "absl-py>=2.0",
+        "setuptools>=65",  # TFP 0.25 imports distutils, which Python has no more from 3.12 on
     ],
     extras_require={
         "examples": EXAMPLES,
@@ -71,7 +72,6 @@ setup(
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.8",
-            "setuptools>=65",
             "wheel>=0.40",
         ],
     },

@@ -295,4 +295,4 @@ def test_no_class_overrides_a_private_name_of_keras():
             names = filter(is_private, vars(base))
             overridden = [n for n in names if any(n in vars(parent) for parent in theirs)]
             overridden = [n for n in overridden if not n.startswith("_abc_")]
-            assert overridden == [], f"{base.__name__}: {RELEASE}"
+            assert overridden == [], f"{base.__name__} overrides private names of Keras"

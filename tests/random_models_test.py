@@ -31,7 +31,12 @@ ESTIMATORS = {
     "relax-independent": {"control_variate": NETWORK, "baseline": NETWORK, "coupled": False},
     "rloo": {"num_samples": 3},
     "disarm": {},
+    "flip": {},
+    "midpoint": {},
+    "relaxed_disarm": {},
+    "arms": {"num_samples": 3},
 }
+BINARY_ONLY = {"disarm", "relaxed_disarm"}
 BITS = 5  # of all samples of a model together, 32 joint states
 
 
@@ -82,7 +87,7 @@ def specs(draw):
         kind = draw(st.sampled_from(kinds))
         if position == 0 or (position == count - 1 and not bits):
             kind = "binary"
-        names = sorted(set(ESTIMATORS) - ({"disarm"} if kind == "categorical" else set()))
+        names = sorted(set(ESTIMATORS) - (BINARY_ONLY if kind == "categorical" else set()))
         units = draw(st.integers(1, 2))
         if kind in ("binary", "nested", "loop", "again", "categorical"):
             cost = {"loop": 2 * units, "categorical": 2}.get(kind, units)

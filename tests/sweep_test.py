@@ -32,8 +32,10 @@ FAKE = """
 @pytest.fixture
 def fake_example(tmp_path, monkeypatch):
     """`examples.fake` in a root of its own, where sweeps start their processes."""
-    (tmp_path / "root" / "examples").mkdir(parents=True)
-    (tmp_path / "root" / "examples" / "fake.py").write_text(textwrap.dedent(FAKE))
+    folder = tmp_path / "root" / "examples"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()  # or another `examples` on PYTHONPATH comes first
+    (folder / "fake.py").write_text(textwrap.dedent(FAKE))
     monkeypatch.setattr(sweep, "_ROOT", tmp_path / "root")
     return tmp_path / "runs"
 

@@ -23,7 +23,7 @@ Y = np.array([[0.5, -1.0], [1.0, 0.2]], np.float32)
 COPIES, REPEATS = 250, 120  # of two examples: 60 000 draws
 BATCH = tiled(X, Y, COPIES)
 
-REPLAYING = ["relaxed_rebar", "rebar", "muprop", "disarm", "rloo"]
+REPLAYING = ["relaxed_rebar", "rebar", "muprop", "disarm", "rloo", "flip", "midpoint"]
 ALL = [*REPLAYING, "relax", "nvil", "reinforce"]
 
 

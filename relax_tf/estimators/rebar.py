@@ -101,8 +101,9 @@ class RelaxedRebar(Rebar):
     `Relax` learns what the relaxation misses.
 
     Args:
-        temperature, scale, coupled: as in `Rebar`.
+        temperature, scale: as in `Rebar`.
         control_variate: as in `Relax`, but it sees `z` itself.
+        coupled: as in `Rebar`.
 
     Example:
 
@@ -113,8 +114,15 @@ class RelaxedRebar(Rebar):
     8
     """
 
-    def __init__(self, control_variate: keras.layers.Layer | None = None, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        scale: float = 1.0,
+        control_variate: keras.layers.Layer | None = None,
+        coupled: bool = True,
+        **kwargs,
+    ):
+        super().__init__(temperature, scale, coupled, **kwargs)
         self._is_default = control_variate is None
         self.control_variate = network_or_mlp(control_variate, "control_variate", self.dtype_policy)
 
