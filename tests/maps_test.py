@@ -94,6 +94,13 @@ def test_positions_are_told_apart_by_what_is_made_of_them():
     assert abs(one - other) > 1e-3
 
 
+def test_parts_of_another_size_are_refused():
+    network = shaken(None, 2, 3, 5)
+    for z, context in (((2, 12), (2, 30)), ((2, 24), (2, 15)), ((2, 24), None)):
+        with pytest.raises(ValueError, match=r"was built for a .*Received: (12|15|None)"):
+            network(normal(*z), None if context is None else normal(*context))
+
+
 def test_it_starts_at_zero():
     network = MLP()
     build_network(network, theta=MAP, context=(None, 2, 3, 5))

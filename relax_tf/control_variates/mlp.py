@@ -103,6 +103,7 @@ class MLP(ControlVariate):
         return None if whole else positions
 
     def build(self, z_shape, context_shape=None):
+        self._sizes = (z_shape[-1], None if context_shape is None else context_shape[-1])
         if positions := self._positions():
             units = self.hidden_units or _LOCAL_UNITS
             arguments = (self.shapes, positions, units, self.activation, self.outputs)
@@ -125,8 +126,7 @@ class MLP(ControlVariate):
             dense.build((None, size))
 
     def _check_inputs(self, z, context) -> None:
-        for name, dense, part in (("z", self.of_z, z), ("context", self.of_context, context)):
-            built = None if dense is None else dense.kernel.shape[0]
+        for name, built, part in zip(("z", "context"), self._sizes, (z, context), strict=True):
             given = None if part is None else part.shape[-1]
             if built != given:
                 raise ValueError(
@@ -135,9 +135,9 @@ class MLP(ControlVariate):
                 )
 
     def call(self, z, context=None):
+        self._check_inputs(z, context)
         if self.local_network is not None:
             return self.local_network(*[part for part in (z, context) if part is not None])
-        self._check_inputs(z, context)
         h = self.of_z(z)
         if context is not None:
             h += self.of_context(context)
