@@ -1,10 +1,8 @@
-"""Who is first on MNIST: the runs of `python -m examples.race`, about two hours of one core."""
+"""Who is first on MNIST: the runs of `python -m examples.race`, half an hour of one core."""
 
 import ml_collections
 
-BLACK_BOX = ["disarm", "relaxed_disarm", "relax"]
 SLOPED = ["flip", "midpoint", "rebar", "relaxed_rebar"]
-BIASED = ["reinmax", "straight_through"]
 
 
 def get_config():
@@ -13,19 +11,10 @@ def get_config():
     config.log_every = 2_000  # steps between validations
     # Runs: an architecture, steps, a learning rate, and the estimators that try it.
     config.runs = [
-        ("linear1", 30_000, "1e-3", [*SLOPED, *BLACK_BOX, *BIASED]),
-        ("linear1", 30_000, "1e-3", ["nvil", "muprop", "rloo", "arms", "concrete"]),
-        ("linear1", 30_000, "3e-3", [*SLOPED, "disarm", "reinmax"]),
-        (
-            "linear2",
-            20_000,
-            "1e-3",
-            ["midpoint+flip", *SLOPED, "disarm", "relaxed_disarm", *BIASED],
-        ),
-        ("linear2", 20_000, "3e-3", ["midpoint+flip", "midpoint", "rebar"]),
-        ("nonlinear", 20_000, "5e-4", [*SLOPED, *BLACK_BOX, *BIASED]),
-        ("nonlinear", 20_000, "1e-3", ["flip", "midpoint", "rebar"]),
-        ("categorical", 20_000, "1e-3", [*SLOPED, "rloo", "relax", *BIASED]),
+        ("linear1", 30_000, "1e-3", [*SLOPED, "relaxed_disarm", "disarm"]),
+        ("linear2", 20_000, "1e-3", ["midpoint+flip", "flip", "rebar", "relaxed_rebar", "disarm"]),
+        ("nonlinear", 20_000, "5e-4", ["flip", "midpoint", "rebar", "disarm"]),
+        ("categorical", 20_000, "1e-3", ["midpoint", "flip", "rebar", "rloo"]),
     ]
     # Nats of validation ELBO to reach.
     config.targets = {
@@ -41,10 +30,10 @@ def get_config():
         "nonlinear": "flip",
         "categorical": "midpoint",
     }
-    config.biased = [*BIASED, "concrete"]
+    config.biased = ["reinmax", "straight_through", "concrete"]  # no variance is shown of these
     config.adapt_steps = 10_000  # of each control variate, on the frozen model
     config.variance_batch = 100  # validation images
     config.variance_draws = 300
     # Time of a step: models of an architecture take turns in one process.
-    config.rounds, config.timed_steps = 7, 500
+    config.rounds, config.timed_steps = 5, 300
     return config

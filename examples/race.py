@@ -249,6 +249,9 @@ def _table(path: pathlib.Path, column: str) -> Table:
 
 
 def _read(path: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of a file; none if that stage is still to come."""
+    if not path.exists():
+        return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 

@@ -149,7 +149,7 @@ def repeated(theta, draws):
 def per_example_gradients(estimator, problem, draws=DRAWS, seed=1):
     """The surrogate's gradient, direct term included, for each of many draws: `[draws, ...]`."""
 
-    @tf.function(jit_compile=True)
+    @tf.function
     def gradients(thetas):
         with tf.GradientTape() as tape:
             tape.watch(thetas)
