@@ -21,7 +21,7 @@ def get_config():
         "linear1": (-135.0, -130.0, -127.0, -124.5),
         "linear2": (-130.0, -125.0, -122.0, -119.5),
         "nonlinear": (-140.0, -132.0, -128.0, -126.0),
-        "categorical": (-150.0, -140.0, -136.0, -134.0),
+        "categorical": (-130.0, -125.0, -123.0, -122.0),
     }
     # Variance: at the model that this estimator has trained, at the first of the rates above.
     config.frozen = {

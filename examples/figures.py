@@ -227,9 +227,8 @@ def race(
     figure, axes = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
     for axis, (architecture, floor) in zip(axes.flat, floors.items(), strict=True):
         top = floor
-        for (where, estimator), points in lines.items():
-            if where != architecture:
-                continue
+        of_architecture = {name: points for (a, name), points in lines.items() if a == architecture}
+        for estimator, points in of_architecture.items():
             seconds, elbo = zip(*points, strict=True)
             k = estimators.index(estimator)
             strong = estimator in ("flip", "midpoint", "midpoint+flip")
@@ -238,6 +237,10 @@ def race(
             top = max(top, *(value for value in elbo if np.isfinite(value)))
         axis.set_ylim(floor, top + 0.04 * (top - floor))
         axis.set(title=architecture, xlabel="seconds of one core", ylabel="validation ELBO (nats)")
+        shown = [t for t, e in itertools.chain(*of_architecture.values()) if e >= floor]
+        if shown:
+            axis.set_xlim(0.9 * min(shown), 1.1 * max(shown))
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
         axis.legend(fontsize=7, ncols=2, loc="lower right")
     _save(figure, path)

@@ -168,7 +168,7 @@ def page(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> str:
     variances = _table(workdir / "variances.csv", "variance")
     evaluations = _table(workdir / "variances.csv", "evaluations")
     best = best_rates(curves)
-    sections = [_INTRODUCTION]
+    sections = [_INTRODUCTION, *([_VARIANCES] if variances else []), "![ELBO by seconds](race.png)"]
     for architecture, targets in config.targets.items():
         lines = []
         for (where, estimator), entry in best.items():
@@ -183,14 +183,14 @@ def page(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> str:
                 f"{time:.2f}",
                 *(_cell(value, ".0f") for value in seconds),
                 f"{_end(curves[entry]):.2f}",
-                _cell(variance, ".3g"),
-                _cell(variance * count, ".3g"),
-                _cell(variance * time, ".3g"),
             ]
+            if variances:
+                bought = (variance, variance * count, variance * time)
+                cells += [_cell(value, ".3g") for value in bought]
             lines.append((*(-value for value in seconds[::-1]), _end(curves[entry]), cells))
         lines.sort(key=lambda line: line[:-1], reverse=True)
         head = ["estimator", "rate", "ms", *(f"s to {t:g}" for t in targets), "ELBO at the end"]
-        head += ["variance", "x evaluations", "x ms"]
+        head += ["variance", "x evaluations", "x ms"] if variances else []
         steps = max(step for e in curves if e.architecture == architecture for step, _ in curves[e])
         rows = [head, ["---"] * len(head), *(line[-1] for line in lines)]
         table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -218,14 +218,14 @@ _INTRODUCTION = """# The race on MNIST
 Batches of 24, Adam, rate and steps as in the tables, seed 0, static binarisation; validation ELBO
 in nats on 10 000 images. Each estimator at the better of the rates that `configs/race.py` tries
 with it. *ms*: the median time of a step with XLA on one core, all estimators of a model in turns in
-one process; *s to*: seconds of training until the ELBO is reached, steps times that. *variance*: of
-the gradient at theta, summed over units and layers, mean over 100 validation images, at one model
-that is frozen after its run (`config.frozen`) and to which each estimator's own variables have
-adapted for 10 000 steps; times the evaluations of the cost, and times the milliseconds of a step,
-it says what one evaluation and one second buy. Biased estimators have no variance here. `a+b` is
-`a` at the first stochastic layer and `b` at the second.
+one process; *s to*: seconds of training until the ELBO is reached, steps times that. `a+b`
+is `a` at the first stochastic layer and `b` at the second."""
 
-![ELBO by seconds](race.png)"""
+_VARIANCES = """*variance*: of the gradient at theta, summed over units and layers, mean over 100
+validation images, at one model that is frozen after its run (`config.frozen`) and to which each
+estimator's own variables have adapted for 10 000 steps; times the evaluations of the cost, and
+times the milliseconds of a step, it says what one evaluation and one second buy. Biased estimators
+have none here."""
 
 
 def _by_architecture(entries) -> dict[str, list[Entry]]:

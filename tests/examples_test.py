@@ -98,7 +98,7 @@ def test_black_box_trains_resumes_and_collects(tmp_path):
     assert (tmp_path / "figures" / "black_box.png").stat().st_size > 10_000
     combined = (tmp_path / "metrics.csv").read_text().splitlines()
     assert combined[0] == "estimator,seed,step,hours,log_variance,seconds"
-    assert len(combined) == 1 + 4 * 5
+    assert len(combined) == 1 + 6 * 5
 
 
 def test_schedule_of_a_day_worked_out_by_hand():

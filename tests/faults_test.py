@@ -145,7 +145,7 @@ def test_run_killed_at_twenty_random_moments_ends_like_one_left_alone(tmp_path, 
 
 def small_model():
     inputs = keras.Input([4])
-    estimator = relax_tf.estimators.Relax(relax_tf.control_variates.MLP([4]))
+    estimator = relax_tf.estimators.Relax(baseline=relax_tf.control_variates.MLP([4]))
     b = relax_tf.StochasticBinaryLayer(3, estimator, name="b")(inputs)
     model = relax_tf.RelaxModel(inputs, b)
     model.compile("adam", loss="mse", run_eagerly=True)

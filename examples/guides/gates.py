@@ -31,7 +31,8 @@ class GatedRegression(relax_tf.RelaxModel):
 
 def build() -> GatedRegression:
     inputs = keras.Input([FEATURES])
-    logits = relax_tf.Parameters([FEATURES], initializer=keras.initializers.Constant(1.0))(inputs)
+    initial = keras.initializers.Constant(1.0)
+    logits = relax_tf.Parameters([FEATURES], initializer=initial, name="logits")(inputs)
     gates = relax_tf.StochasticBinaryLayer(None, "flip", name="gates")(logits)
     gated = keras.layers.Multiply()([inputs, gates])
     model = GatedRegression(inputs, keras.layers.Dense(1)(gated))
@@ -48,7 +49,7 @@ def main(epochs: int = 60, figure: str | None = None) -> dict[str, float]:
 
     model = build()
     logs = model.fit(x, y, batch_size=50, epochs=epochs, verbose=0).history
-    probabilities = tf.sigmoid(model.get_layer("parameters").values).numpy()
+    probabilities = tf.sigmoid(model.get_layer("logits").values).numpy()
     chosen = np.flatnonzero(probabilities > 0.5)
     plain = model.for_inference("mode")
     error = float(np.mean((plain.predict(x, verbose=0) - y) ** 2))
