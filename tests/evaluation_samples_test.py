@@ -96,7 +96,9 @@ def test_other_numbers_are_refused(value, error):
 
 
 def test_replicas_average_too():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    # Collectives of a strategy remember those of an earlier one in the same process.
+    together = tf.distribute.ReductionToOneDevice()
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], together)
     with strategy.scope():
         model = compiled()
     x, y = data()

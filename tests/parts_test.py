@@ -137,7 +137,9 @@ def test_terms_of_other_shapes_are_refused(terms, shapes):
 
 
 def test_replicas_log_the_kl():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    # Collectives of a strategy remember those of an earlier one in the same process.
+    together = tf.distribute.ReductionToOneDevice()
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], together)
     with strategy.scope():
         model = with_terms(Terms)
         model.compile("sgd")
