@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import relax_tf
 from tests.models_test import Subclassed, data, small_model
+from tests.replicas import two_replicas
 
 
 def compiled(maker=small_model, **arguments):
@@ -96,9 +97,7 @@ def test_other_numbers_are_refused(value, error):
 
 
 def test_replicas_average_too():
-    # Collectives of a strategy remember those of an earlier one in the same process.
-    together = tf.distribute.ReductionToOneDevice()
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], together)
+    strategy = two_replicas()
     with strategy.scope():
         model = compiled()
     x, y = data()

@@ -58,7 +58,8 @@ def test_a_circle_is_found():
 
 
 ORDER = (
-    *("relax_tf.validation", "relax_tf.keras_internals", "relax_tf.distributions"),
+    *("relax_tf.holding", "relax_tf.validation", "relax_tf.keras_internals"),
+    "relax_tf.distributions",
     *("relax_tf.control_variates", "relax_tf.estimators", "relax_tf.layers", "relax_tf.losses"),
     *("relax_tf.optimizers", "relax_tf.step", "relax_tf.deployment", "relax_tf.models"),
 )

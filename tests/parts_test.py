@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import relax_tf
 from tests.models_test import data, small_model
+from tests.replicas import two_replicas
 from tests.saving_test import optimizer
 
 
@@ -137,9 +138,7 @@ def test_terms_of_other_shapes_are_refused(terms, shapes):
 
 
 def test_replicas_log_the_kl():
-    # Collectives of a strategy remember those of an earlier one in the same process.
-    together = tf.distribute.ReductionToOneDevice()
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], together)
+    strategy = two_replicas()
     with strategy.scope():
         model = with_terms(Terms)
         model.compile("sgd")

@@ -9,6 +9,12 @@ import relax_tf
 FEATURES, UNITS = 3, 4
 
 
+def two_replicas():
+    """A strategy that any test may make: collectives remember those of an earlier strategy."""
+    reduction = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], reduction)
+
+
 class Given(relax_tf.distributions.Bernoulli):
     """Bernoulli variables whose noise is given."""
 

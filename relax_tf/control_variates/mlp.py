@@ -1,8 +1,8 @@
 """The paper's network, with its derivatives in closed form; on feature maps a local one."""
 
 import contextlib
+import contextvars
 import math
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,22 +11,17 @@ import tensorflow as tf
 
 from relax_tf.control_variates.local import LocalMLP, map_positions
 from relax_tf.control_variates.network import ControlVariate
+from relax_tf.holding import holding
 from relax_tf.keras_internals import untrack
 from relax_tf.validation import boolean, positive_integer, positive_integers
 
 _UNITS, _LOCAL_UNITS = (200, 200), (32, 32)
-_building = threading.local()
+_may_be_local = contextvars.ContextVar("may_be_local", default=True)
 
 
-@contextlib.contextmanager
-def default_networks(local: bool):
+def default_networks(local: bool) -> contextlib.AbstractContextManager:
     """While active, networks that are built with `local=None` may be local, or may not."""
-    before = getattr(_building, "local", True)
-    _building.local = local
-    try:
-        yield
-    finally:
-        _building.local = before
+    return holding(_may_be_local, local)
 
 
 @keras.saving.register_keras_serializable("relax_tf")
@@ -88,7 +83,7 @@ class MLP(ControlVariate):
 
     def _positions(self) -> tuple[int, ...] | None:
         """The axes of positions that share a network, or None."""
-        if self.local is None and not getattr(_building, "local", True):
+        if self.local is None and not _may_be_local.get():
             return None
         if self.local is False or not (self.shapes or self.local):
             return None

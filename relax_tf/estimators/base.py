@@ -36,6 +36,7 @@ class Estimator(keras.layers.Layer):
     """Base of the estimators. A Keras layer for its variables, configuration and saving only.
 
     Attributes:
+        given_network: the network of `network_terms`, if somebody gave it in place of the default.
         defined_for: the kinds of distributions that the estimator is defined for, of
             `("discrete", "continuous")`.
         unbiased: whether the expectation of `Estimate.gradient` is the gradient.
@@ -72,6 +73,7 @@ class Estimator(keras.layers.Layer):
     joint = False
     relies_on_derivative = False
     sees_whole_maps = False
+    given_network: keras.layers.Layer | None = None
 
     @property
     def evaluations(self) -> int:

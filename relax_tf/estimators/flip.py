@@ -21,6 +21,7 @@ from relax_tf.distributions.base import Distribution, flat_event, over_event, su
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Cost, batch_mean, evaluate_cost
 from relax_tf.estimators.moving_moments import MovingMoments
+from relax_tf.estimators.networks import with_networks
 from relax_tf.validation import decay_rate
 
 
@@ -353,10 +354,7 @@ class Flip(Estimator):
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
-        if isinstance(config.get("curvature"), dict):
-            config["curvature"] = keras.saving.deserialize_keras_object(config["curvature"])
-        return cls(**config)
+        return cls(**with_networks(config, "curvature"))
 
 
 def normal_loss(error: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:

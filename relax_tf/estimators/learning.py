@@ -5,30 +5,26 @@ is not even computed.
 """
 
 import contextlib
-import threading
+import contextvars
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-_active = threading.local()
+from relax_tf.holding import holding
+
+_due = contextvars.ContextVar("due", default=None)
 
 
-@contextlib.contextmanager
-def learning(due: tf.Tensor | None):
+def learning(due: tf.Tensor | None) -> contextlib.AbstractContextManager:
     """While active, control variates learn if `due`, a boolean scalar, is true (None: always)."""
-    before = getattr(_active, "due", None)
-    _active.due = due
-    try:
-        yield
-    finally:
-        _active.due = before
+    return holding(_due, due)
 
 
 def if_due(
     compute: Callable[[], Sequence[tf.Tensor]], variables: Sequence[tf.Tensor]
 ) -> list[tf.Tensor]:
     """What `compute` returns, a gradient for each variable; zeros where none is due."""
-    due = getattr(_active, "due", None)
+    due = _due.get()
     if due is None:
         return list(compute())
     return tf.cond(

@@ -28,6 +28,7 @@ from relax_tf.estimators.estimate import evaluate_cost
 from relax_tf.estimators.flip import finite_slopes
 from relax_tf.estimators.moving_moments import MovingMoments
 from relax_tf.estimators.multi_sample import MultiSampleEstimator
+from relax_tf.estimators.networks import checked_network, network_config, with_networks
 from relax_tf.validation import decay_rate
 
 
@@ -176,13 +177,8 @@ class RelaxedDisarm(AntitheticEstimator):
 
     def __init__(self, slopes: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs):
         super().__init__(**kwargs)
-        if not isinstance(slopes, (keras.layers.Layer, type(None))):
-            raise TypeError(
-                "`slopes` must be a Keras layer or model. Received: "
-                f"{slopes!r} (of type {type(slopes).__name__})"
-            )
         self._is_default = slopes is None
-        self.slopes = slopes
+        self.slopes = checked_network(slopes, "slopes")
         self.decay = decay_rate(decay, "decay")
         self.past = MovingMoments(self.decay, dtype=self.dtype_policy, name="past")
 
@@ -214,12 +210,9 @@ class RelaxedDisarm(AntitheticEstimator):
         self.past.update(f_b)
 
     def get_config(self) -> dict[str, Any]:
-        network = None if self._is_default else keras.saving.serialize_keras_object(self.slopes)
+        network = network_config(self.slopes, self._is_default)
         return {**super().get_config(), "slopes": network, "decay": self.decay}
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
-        if isinstance(config.get("slopes"), dict):
-            config["slopes"] = keras.saving.deserialize_keras_object(config["slopes"])
-        return cls(**config)
+        return cls(**with_networks(config, "slopes"))

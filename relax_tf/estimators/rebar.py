@@ -130,6 +130,10 @@ class RelaxedRebar(Rebar):
         build_network(self.control_variate, theta=theta_shape, context=context_shape)
         super().build(theta_shape, context_shape)
 
+    @property
+    def given_network(self):
+        return None if self._is_default else self.control_variate
+
     def network_terms(self, dist, context):
         network = self.control_variate
         return [network_output(network, dist.zero_where_fixed, context, 1.0, self.id)]

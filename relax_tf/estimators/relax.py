@@ -152,6 +152,10 @@ class BlackBoxEstimator(Estimator):
         del cost
         return self.network_terms(dist, context)
 
+    @property
+    def given_network(self):
+        return None if self._is_default else self.control_variate
+
     def network_terms(self, dist, context):
         scale, see = self.baseline.scale(dist.dtype), functools.partial(self.see, dist)
         return [network_output(self.control_variate, see, context, scale, self.id)]

@@ -24,13 +24,12 @@ from relax_tf.estimators.black_box import graph_calls_python
 from relax_tf.layers.passes import Call
 from relax_tf.step.coupling import check_replays_and_coupling
 from relax_tf.step.folding import unfold
+from relax_tf.step.gates import lift
 from relax_tf.step.hard_pass import Batch, Seeds, State, TrainingPass, ensure_built, run_hard
 from relax_tf.step.networks import check_networks
 from relax_tf.step.replay import Replays
 from relax_tf.step.rounding import ROUNDING, coarsest_epsilon, relative_difference
 from relax_tf.step.slopes import check_derivatives
-
-_SHUT = 1e-3  # weights below this may be gates that open later
 
 
 def certify(model: Any, batch: Batch) -> bool:
@@ -52,7 +51,7 @@ def certify(model: Any, batch: Batch) -> bool:
     before = [(variable, tf.identity(variable.value)) for variable in model.variables]
     probe = None
     try:
-        _open_gates(model)
+        lift(v for v in model.variables if not is_control_variate(v))
         probe = Probe(model, batch)
         f_b, coupled = check_replays_and_coupling(probe)
         check_derivatives(probe, coupled)
@@ -155,14 +154,3 @@ class Probe:
 def assign(state: State) -> None:
     for variable, value in state:
         variable.assign(value)
-
-
-def _open_gates(model: keras.Model) -> None:
-    """Small positive numbers for the model's floating variables that are all but zero."""
-    random = np.random.RandomState(0)
-    for variable in model.variables:
-        if is_control_variate(variable) or not tf.as_dtype(variable.dtype).is_floating:
-            continue
-        value = variable.numpy()
-        if np.abs(value).max(initial=0) < _SHUT:
-            variable.assign(0.1 * np.abs(random.normal(size=value.shape)))

@@ -46,9 +46,7 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int]]:
         ]
 
     def measure(replays, seeds, f_b, split, opposite):
-        number = tf.range(tf.shape(f_b)[0])
-        changed = tf.bitwise.right_shift(number, split) % 2 == 1
-        changed = tf.math.logical_xor(changed, opposite)
+        changed = half(f_b, split, opposite)
         measured = []
         for index, call in concerned():
             seed = fold_in(seeds.next(call.layer), split)
@@ -63,7 +61,7 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int]]:
         f_b, changed, recorded, measured = probe.run(
             measurement, tf.constant(split), tf.constant(bool(opposite)), noise=number
         )
-        splits = max(1, (len(f_b) - 1).bit_length())
+        splits = count_splits(f_b)
         number += 1
         for (index, call), (repeated, altered, soft, whole) in zip(
             concerned(), measured, strict=True
@@ -101,6 +99,17 @@ def _measured(replays: Replays, index: int, call: Call, z: tf.Tensor) -> tuple:
         soft = tuple(replays.rows(index, sample, emits, slopes=True) for sample in samples)
     whole = replays.rows(index, other, prune=False) if replays.prunes(index) else ()
     return repeated, altered, soft, whole
+
+
+def half(f_b: tf.Tensor, split: tf.Tensor, opposite: tf.Tensor) -> tf.Tensor:
+    """One half of the examples, `[n]` of bool: by this bit of their numbers, or the other half."""
+    number = tf.range(tf.shape(f_b)[0])
+    return tf.math.logical_xor(tf.bitwise.right_shift(number, split) % 2 == 1, opposite)
+
+
+def count_splits(f_b: np.ndarray) -> int:
+    """How many bits tell any two examples apart."""
+    return max(1, (len(f_b) - 1).bit_length())
 
 
 def mirrored(call: Call, seed: tf.Tensor) -> tf.Tensor:

@@ -1,16 +1,18 @@
 """Properties (b) and (c) of the certificate for networks of control variates."""
 
 import functools
+import itertools
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from relax_tf.distributions.base import over_event, sum_event
 from relax_tf.estimators.terms import value_and_derivative
 from relax_tf.layers.passes import Call
-from relax_tf.step.coupling import INSIST, mirrored, moved_by, who
+from relax_tf.step.coupling import INSIST, count_splits, half, mirrored, moved_by, who
+from relax_tf.step.gates import lift
+from relax_tf.step.replay import row
 from relax_tf.step.rounding import ROUNDING, epsilon, relative_difference
 from relax_tf.step.slopes import wrong_slope
 
@@ -28,17 +30,16 @@ def check_networks(probe: Any) -> None:
     Raises:
         ValueError: if a network fails.
     """
-    concerned = [i for i, call in enumerate(probe.calls) if _has_network_of_its_own(call)]
+    networks = {i: call.layer.estimator.given_network for i, call in enumerate(probe.calls)}
+    concerned = [index for index, network in networks.items() if network is not None]
     if not concerned:
         return
-    for index in concerned:
-        _awaken(probe.calls[index].layer.estimator)
+    for index in concerned:  # so that it depends on what it sees; `certify` puts all back
+        lift(networks[index].trainable_variables)
 
     def measure(replays, seeds, f_b, split, opposite, t):
         del replays
-        number = tf.range(tf.shape(f_b)[0])
-        changed = tf.bitwise.right_shift(number, split) % 2 == 1
-        changed = tf.math.logical_xor(changed, opposite)
+        changed = half(f_b, split, opposite)
         measured = []
         for index in concerned:
             call = probe.calls[index]
@@ -49,7 +50,7 @@ def check_networks(probe: Any) -> None:
             mixed = tf.where(over_event(changed, start), on_the_way, start)
             points = start, start, mixed, on_the_way
             once, again, some, all_ = (value_and_derivative(terms, z) for z in points)
-            rows = [_rows(*pair) for pair in (once, again, some)]
+            rows = [tf.concat([row(part) for part in pair], -1) for pair in (once, again, some)]
             slope = sum_event(tf.where(tf.math.is_finite(way), all_[1] * way, tf.zeros_like(way)))
             measured.append((*rows, all_[0], slope))
         return changed, measured
@@ -60,19 +61,18 @@ def check_networks(probe: Any) -> None:
     def at(t: float, split: int = 0, opposite: bool = False) -> tuple:
         return probe.run(measurement, tf.constant(split), tf.constant(opposite), tf.constant(t))
 
-    count = len(at(0.0)[0])
+    splits = count_splits(at(0.0)[0])
     for position, index in enumerate(concerned):
         call = probe.calls[index]
-        for split in range(max(1, (count - 1).bit_length())):
-            for opposite in (False, True):
-                changed, measured = at(1.0, split, opposite)
-                once, again, some = measured[position][:3]
-                noise = relative_difference(again, once).max(0, initial=0)
-                tolerance = ROUNDING * epsilon(call.z.dtype)
-                allowed = np.where(noise > tolerance, np.inf, 8 * noise + tolerance)
-                moved = moved_by(once, some, changed, allowed)
-                if moved is not None:
-                    raise ValueError(_coupled(probe.model, call, moved))
+        tolerance = ROUNDING * epsilon(call.z.dtype)
+        for split, opposite in itertools.product(range(splits), (False, True)):
+            changed, measured = at(1.0, split, opposite)
+            once, again, some = measured[position][:3]
+            noise = relative_difference(again, once).max(0, initial=0)
+            allowed = np.where(noise > tolerance, np.inf, 8 * noise + tolerance)
+            moved = moved_by(once, some, changed, allowed)
+            if moved is not None:
+                raise ValueError(_coupled(probe.model, call, moved))
 
         def path(t: float, position=position) -> tuple:
             return at(t)[1][position][3:]
@@ -80,30 +80,6 @@ def check_networks(probe: Any) -> None:
         gap = wrong_slope(path, 0.0)
         if gap:
             raise ValueError(_false_derivative(probe.model, call, *gap))
-
-
-def _has_network_of_its_own(call: Call) -> bool:
-    estimator = call.layer.estimator
-    given = getattr(estimator, "control_variate", None) is not None
-    return given and not getattr(estimator, "_is_default", False)
-
-
-def _awaken(estimator: keras.layers.Layer) -> None:
-    """Small numbers for what starts at zero, so that the network depends on what it sees.
-
-    The certificate puts all variables back when it is done.
-    """
-    random = np.random.RandomState(0)
-    for variable in estimator.control_variate.trainable_variables:
-        value = variable.numpy()
-        if not np.any(value):
-            variable.assign(0.1 * np.abs(random.normal(size=value.shape)))
-
-
-def _rows(value: tf.Tensor, derivative: tf.Tensor) -> tf.Tensor:
-    """`[batch, numbers]`, in float64."""
-    parts = [tf.reshape(part, [tf.shape(value)[0], -1]) for part in (value, derivative)]
-    return tf.cast(tf.concat(parts, -1), tf.float64)
 
 
 def _finite(values: tf.Tensor, instead: tf.Tensor) -> tf.Tensor:

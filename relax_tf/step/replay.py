@@ -174,7 +174,7 @@ class Replays:
             f_b, _, calls = self._run(index, sample, emits, 1, prune)
         rows = _rows(f_b, calls[index + 1 :])
         slope = tape.gradient(f_b, sample) if slopes else None
-        return rows if slope is None else tf.concat([rows, _row(slope)], -1)
+        return rows if slope is None else tf.concat([rows, row(slope)], -1)
 
     def _is_downstream(self, index: int, later: Call) -> bool:
         on = self._calls[index].layer
@@ -199,9 +199,9 @@ def _rows(f_b: tf.Tensor, calls: list[Call]) -> tf.Tensor:
     values = [f_b]
     for call in calls:
         values += [*tf.nest.flatten(call.theta), *([] if call.kl is None else [call.kl])]
-    return tf.concat([_row(value) for value in values], -1)
+    return tf.concat([row(value) for value in values], -1)
 
 
-def _row(value: tf.Tensor) -> tf.Tensor:
+def row(value: tf.Tensor) -> tf.Tensor:
     """`[batch, ...]` as `[batch, numbers]`."""
     return tf.reshape(tf.cast(value, tf.float64), [tf.shape(value)[0], -1])
