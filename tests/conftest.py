@@ -22,3 +22,7 @@ def _seeded():
     yield
     keras.config.set_dtype_policy("float32")
     keras.config.set_floatx("float32")
+    # What a function that raises inside `tf.map_fn` leaves in the outermost graph; with it no
+    # `strategy.scope()` of the same process can be entered any more.
+    with tf.compat.v1.get_default_graph().as_default():
+        tf.compat.v1.get_variable_scope().set_caching_device(None)
