@@ -13,7 +13,8 @@ from relax_tf.estimators.antithetic import Arm, Disarm, arm_gradient, disarm_gra
 from relax_tf.estimators.arms import Arms, arms_gradient, categorical_arms_gradient
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Estimate
-from relax_tf.estimators.flip import Flip, curved_flip_gradient, flip_gradient
+from relax_tf.estimators.flip import Flip
+from relax_tf.estimators.flip_gradient import curved_flip_gradient, flip_gradient
 from relax_tf.estimators.midpoint import Midpoint, RelaxedDisarm, midpoint_gradient
 from relax_tf.estimators.multi_sample import Rloo, Vimco, rloo_gradient, vimco_credits
 from relax_tf.estimators.muprop import Muprop, muprop_gradient

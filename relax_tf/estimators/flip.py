@@ -17,129 +17,19 @@ from relax_tf.control_variates import (
     evaluate_outputs,
 )
 from relax_tf.distributions import Bernoulli
-from relax_tf.distributions.base import Distribution, flat_event, over_event, sum_event
+from relax_tf.distributions.base import flat_event, over_event, sum_event
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Cost, batch_mean, evaluate_cost
+from relax_tf.estimators.flip_gradient import (
+    at_step,
+    curved_flip_gradient,
+    flip_gradient,
+    seen_curvature,
+    trapezoid_error,
+)
 from relax_tf.estimators.moving_moments import MovingMoments
 from relax_tf.estimators.networks import with_networks
 from relax_tf.validation import decay_rate
-
-
-def trapezoid_error(
-    b: tf.Tensor,
-    neighbour: tf.Tensor,
-    f_b: tf.Tensor,
-    f_neighbour: tf.Tensor,
-    df_db: tf.Tensor,
-    df_dneighbour: tf.Tensor,
-) -> tf.Tensor:
-    """`f(b) - f(b') - (1/2) (f'(b) + f'(b')) . (b - b')`, `[batch]`.
-
-    What the trapezoid rule gets wrong between two samples: 0 where the cost is quadratic on the
-    line between them.
-    """
-    return f_b - f_neighbour - 0.5 * sum_event((df_db + df_dneighbour) * (b - neighbour))
-
-
-def flip_gradient(
-    dist: Distribution,
-    b: tf.Tensor,
-    neighbour: tf.Tensor,
-    weight: tf.Tensor,
-    f_b: tf.Tensor,
-    f_neighbour: tf.Tensor,
-    df_db: tf.Tensor,
-    df_dneighbour: tf.Tensor,
-) -> tf.Tensor:
-    """ReinMax's estimate and the correction of one coordinate, per example:
-
-        trapezoid(df/db)  +  weight {f(b) - f(b') - (1/2) (f'(b) + f'(b')) . d} d,    d = b - b'
-
-    where `b'` is `b` with one coordinate j changed. For Bernoulli variables, with `v = p (1 - p)`,
-
-        g_i = (1/2) |b_i - p_i| f'_i(b)
-              + [i = j] (v_j / q_j) {s_j (f(b) - f(b')) - (1/2) (f'_j(b) + f'_j(b'))},  s = 2 b - 1
-
-    Unbiased for every function `f'`: given the other coordinates, the first term has the mean
-    `v_i (f'_i(1) + f'_i(0)) / 2` (`Bernoulli.trapezoid_vjp`), and the braces, which are the same
-    for both values of `b_j`, are `f(1) - f(0)` less exactly that; `1 / q_j` makes up for the
-    coordinates that were not drawn. For one-hot variables the same holds of each pair of classes.
-    So a derivative that is wrong, as in a cost with jumps, costs variance and never bias.
-
-    Args:
-        dist: the distribution, theta of shape `[batch, *event]`.
-        b: samples `[batch, *event]`.
-        neighbour, weight: `b'`, `[batch, *event]`, and `[batch]`, from `dist.neighbour(b)`.
-        f_b, f_neighbour: the cost at both, `[batch]`.
-        df_db, df_dneighbour: its derivative, or any other function of the sample,
-            `[batch, *event]`.
-
-    Returns:
-        The shape of theta. Unbiased.
-    """
-    error = trapezoid_error(b, neighbour, f_b, f_neighbour, df_db, df_dneighbour)
-    step = dist.score(b) - dist.score(neighbour)  # of the indicators
-    return dist.trapezoid_vjp(b, df_db) + over_event(weight * error, step) * step
-
-
-def curved_flip_gradient(
-    dist: Bernoulli,
-    b: tf.Tensor,
-    neighbour: tf.Tensor,
-    weight: tf.Tensor,
-    f_b: tf.Tensor,
-    f_neighbour: tf.Tensor,
-    df_db: tf.Tensor,
-    df_dneighbour: tf.Tensor,
-    curvature: tf.Tensor,
-    share: tf.Tensor,
-) -> tf.Tensor:
-    """`flip_gradient` for Bernoulli variables, less the noise of `b_i` in its first term.
-
-    ReinMax's `(1/2) |b_i - p_i| f'_i(b)` depends on `b_i` strongly where `p_i` is near 0 or 1: the
-    rare value has a large term. With a guess `k_i` of the curvature `f'_i(1) - f'_i(0)` there is
-    another first term, `v_i {f'_i(b) - (b_i - 1/2) k_i}`, which does not depend on `b_i` at all
-    where the guess is right. A mixture of the two, `m_i` of the latter, is corrected as either:
-
-        g_i = (1 - m_i) (1/2) |b_i - p_i| f'_i(b) + m_i v_i {f'_i(b) - (b_i - 1/2) k_i}
-              + [i = j] (v_j / q_j) {f(1) - f(0) - (1/2) (f'_j(1) + f'_j(0))
-                                     - m_j (p_j - 1/2) (f'_j(1) - f'_j(0) - k_j)}
-
-    Unbiased for all functions `f'`, and all `k` and `m` that do not depend on `b`: over the values
-    of `b_i`, `p f'(1) + (1 - p) f'(0) = (1/2) (f'(1) + f'(0)) + (p - 1/2) (f'(1) - f'(0))`, and
-    `b - 1/2` has the mean `p - 1/2`. The last line takes away the difference of the means.
-
-    Args:
-        dist, b, neighbour, weight, f_b, f_neighbour, df_db, df_dneighbour: as in `flip_gradient`.
-        curvature: `k`, in units of cost per step of the indicator squared, `[batch, *event]`.
-        share: `m`, in [0, 1], `[batch, *event]`.
-
-    Returns:
-        The shape of theta. Unbiased.
-    """
-    p, v = tf.sigmoid(dist.theta), tf.sigmoid(dist.theta) * tf.sigmoid(-dist.theta)
-    lo, hi = dist.support
-    smooth = v * ((hi - lo) * df_db - (dist.indicator(b) - 0.5) * curvature)
-    first = dist.trapezoid_vjp(b, df_db)
-    step = dist.score(b) - dist.score(neighbour)  # of the indicators: 1 or -1 at j
-    error = trapezoid_error(b, neighbour, f_b, f_neighbour, df_db, df_dneighbour)
-    unforeseen = seen_curvature(dist, step, df_db, df_dneighbour) - at_step(step, curvature)
-    correction = over_event(weight * error, step) * step
-    correction -= over_event(weight * unforeseen, step) * tf.abs(step) * share * (p - 0.5)
-    return first + share * (smooth - first) + correction
-
-
-def at_step(step: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """The value at the coordinate in which two samples differ, `[batch]`."""
-    return sum_event(tf.abs(step) * values)
-
-
-def seen_curvature(
-    dist: Bernoulli, step: tf.Tensor, df_db: tf.Tensor, df_dneighbour: tf.Tensor
-) -> tf.Tensor:
-    """`f'_j(b_j = 1) - f'_j(b_j = 0)`, `[batch]`, in units of steps of the indicator."""
-    lo, hi = dist.support
-    return (hi - lo) * sum_event(step * (df_db - df_dneighbour))
 
 
 class EvaluatedCost(NamedTuple):
