@@ -27,6 +27,7 @@ def get_config():
     config.steps = 100_000
     config.batch_size = 24
     config.learning_rate = 1e-3
+    config.decay_to = 1.0  # the fraction of it that is left after `steps`, along a cosine
     config.beta_2 = 0.999
     config.control_variate_learning_rate = 1e-3
     config.control_variate_weight_decay = 0.0

@@ -82,7 +82,7 @@ _PROBLEM: Columns = {
 _SETTINGS: Columns = {
     "estimator": lambda run: f"`{run.config['estimator']}`",
     "steps": lambda run: _thousands(run.last["step"]),
-    "rate": lambda run: f"{run.config['learning_rate']:g}",
+    "rate": lambda run: _rate(run),
     "seed": lambda run: run.config["seed"],
 }
 _REACHED: Columns = {
@@ -107,6 +107,12 @@ _SHORT: Columns = {
     "validation ELBO": lambda run: f"{run.last['validation_elbo']:.2f}",
     "run": lambda run: f"[{pathlib.Path(run.name).name}]({run.name}/metrics.csv)",
 }
+
+
+def _rate(run: Run) -> str:
+    """The learning rate; of one that decays, also the last."""
+    first, fraction = run.config["learning_rate"], run.config.get("decay_to", 1.0)
+    return f"{first:g}" if fraction == 1 else f"{first:g} to {first * fraction:g}"
 
 
 def _table(runs: list[Run], columns: Columns) -> str:
@@ -220,7 +226,7 @@ def write(folder: pathlib.Path, readme: pathlib.Path | None = None) -> list[Run]
 
 
 def _label(run: Run) -> str:
-    return f"{run.config['estimator']}, rate {run.config['learning_rate']:g}"
+    return f"{run.config['estimator']}, rate {_rate(run)}"
 
 
 def main(argv):

@@ -37,10 +37,21 @@ _BEST = "best.keras"  # the row with the best validation ELBO
 
 
 def build_optimizer(config: ml_collections.ConfigDict) -> relax_tf.RelaxOptimizer:
-    """Adam for both groups; in the first `warmup_steps` only the control variate moves."""
-    rate = config.learning_rate
-    if config.warmup_steps:
-        rate = keras.optimizers.schedules.PiecewiseConstantDecay([config.warmup_steps], [0.0, rate])
+    """Adam for both groups; in the first `warmup_steps` only the control variate moves.
+
+    Where the rate decays, it rises linearly in these steps.
+    """
+    schedules = keras.optimizers.schedules
+    rate, warmup = config.learning_rate, config.warmup_steps
+    # Runs that were stored before there was the field have it not; so below.
+    decay_to = config.get("decay_to", 1.0)
+    if decay_to < 1:
+        rising = {"warmup_target": rate, "warmup_steps": warmup} if warmup else {}
+        rate = schedules.CosineDecay(
+            0.0 if warmup else rate, config.steps - warmup, decay_to, **rising
+        )
+    elif warmup:
+        rate = schedules.PiecewiseConstantDecay([warmup], [0.0, rate])
     return relax_tf.RelaxOptimizer(
         keras.optimizers.Adam(rate, beta_2=config.beta_2),
         keras.optimizers.Adam(
@@ -48,7 +59,6 @@ def build_optimizer(config: ml_collections.ConfigDict) -> relax_tf.RelaxOptimize
             beta_2=config.beta_2,
             weight_decay=config.control_variate_weight_decay or None,
         ),
-        # Runs that were stored before there was the field have it not.
         control_variate_update_every=config.get("control_variate_update_every", 1),
     )
 

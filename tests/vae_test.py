@@ -274,3 +274,25 @@ def test_omniglot_is_28x28_with_bright_strokes():
     np.testing.assert_array_equal(images.train, again.train)
     with pytest.raises(ValueError, match=r"two or three splits.*Received: \('small1',\)"):
         data.load("omniglot", splits=("small1",))
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay_to", "expected"),
+    [
+        (0, 1.0, [1e-3, 1e-3, 1e-3, 1e-3]),
+        (100, 1.0, [0.0, 0.0, 1e-3, 1e-3]),
+        (0, 0.1, [1e-3, 0.994460e-3, 0.55e-3, 1e-4]),
+        (100, 0.1, [0.0, 0.5e-3, 0.628142e-3, 1e-4]),
+    ],
+)
+def test_learning_rates(warmup, decay_to, expected):
+    """At the first step, in the warm-up, half way and at the end, by the cosine's formula."""
+    config = vae_digits.get_config()
+    config.steps, config.learning_rate = 1_000, 1e-3
+    config.warmup_steps, config.decay_to = warmup, decay_to
+    optimizer = vae.build_optimizer(config).optimizer
+    rates = []
+    for step in (0, 50, 500, 1_000):
+        optimizer.iterations.assign(step)
+        rates.append(float(optimizer.learning_rate))
+    np.testing.assert_allclose(rates, expected, rtol=1e-4)
