@@ -7,8 +7,7 @@ import tensorflow as tf
 
 import relax_tf
 from relax_tf.control_variates import is_control_variate
-from tests.models_test import FunctionalSubclass, Subclassed, data, small_model
-from tests.saving_test import nested
+from tests.small_models import FunctionalSubclass, Subclassed, data, nested, small_model
 
 FUNCTIONAL = type(keras.Model(*[keras.Input([1])] * 2))
 

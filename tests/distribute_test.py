@@ -14,14 +14,14 @@ import tensorflow as tf
 
 import relax_tf
 from tests import replicas
-from tests.models_test import (
+from tests.problems import z_scores
+from tests.small_models import small_model
+from tests.stacks import (
     exact_gradients,
     gradients_of_train_steps,
     model_variables,
-    small_model,
     two_layer_model,
 )
-from tests.problems import z_scores
 
 ROOT = pathlib.Path(__file__).parent.parent
 # The norm of each replica's gradient, averaged: the only log that depends on their number.

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
-from tests.models_test import Subclassed, data, small_model
 from tests.replicas import two_replicas
+from tests.small_models import Subclassed, data, small_model
 
 
 def compiled(maker=small_model, **arguments):

@@ -8,35 +8,26 @@ import tensorflow as tf
 import relax_tf
 from relax_tf import estimators
 from relax_tf.distributions import Bernoulli, OneHotCategorical, noise
-from tests.estimators_test import per_example_gradients, repeated, total
-from tests.models_test import (
+from tests.problems import (
+    CategoricalJumps,
+    CategoricalTableCost,
+    Jumps,
+    Smooth,
+    TableCost,
+    z_scores,
+)
+from tests.stacks import (
     BINARY,
     CATEGORICAL,
     NORMAL,
+    assert_follows,
     exact_gradients,
     expected_loss,
-    gradients_of_train_steps,
     mixed_model,
     model_variables,
     two_layer_model,
 )
-from tests.problems import CategoricalTableCost, TableCost, z_scores
-
-
-def bias(identifier, problem, draws=100_000):
-    """The mean of the estimates less the exact gradient, and z-scores of that."""
-    gradients = per_example_gradients(estimators.get(identifier), problem, draws)
-    exact = problem.gradient(problem.theta)
-    return gradients.mean(0) - exact, z_scores(gradients, exact)
-
-
-class Smooth(TableCost):
-    """`log(1 + exp(w . b))`."""
-
-    def __call__(self, b, theta=None):
-        w = np.random.RandomState(0).normal(size=self.units)
-        return tf.math.softplus(tf.reduce_sum(b * tf.constant(w, b.dtype), -1))
-
+from tests.suite import bias, per_example_gradients, repeated, total
 
 # Reinmax.
 
@@ -146,21 +137,6 @@ def test_neighbours_of_excluded_classes_are_finite():
 
 
 # Flip.
-
-
-class Jumps(TableCost):
-    """Rounding, a kink and a stopped gradient: derivatives that say nothing, or wrong things."""
-
-    def __call__(self, b, theta=None):
-        value = super().__call__(b)
-        frozen = tf.stop_gradient(value * b[..., 0])
-        return tf.round(2 * value) + tf.abs(b[..., 1] - 0.5 * b[..., 0]) + frozen
-
-
-class CategoricalJumps(CategoricalTableCost):
-    def __call__(self, b, theta=None):
-        value = super().__call__(b)
-        return tf.round(2 * value) + tf.nn.relu(b[..., 0, 0] - 0.3) * tf.stop_gradient(value)
 
 
 @pytest.mark.parametrize(
@@ -278,13 +254,6 @@ def test_flip_takes_a_network_of_the_user_s_and_keeps_it():
 
 
 # Models.
-
-
-def assert_follows(model, expected):
-    measured = gradients_of_train_steps(model)
-    for variable, exact, samples in zip(model_variables(model), expected, measured, strict=True):
-        z = z_scores(samples, np.asarray(exact))
-        assert np.abs(z).max() < 4.5, (variable.path, z)
 
 
 @pytest.mark.parametrize(

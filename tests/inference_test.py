@@ -8,8 +8,8 @@ import tensorflow as tf
 import relax_tf
 from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
 from tests.enumeration import tiled, worst_z
-from tests.models_test import Subclassed, data, small_model
 from tests.problems import shake
+from tests.small_models import Subclassed, data, small_model
 
 BINARY, CATEGORICAL, NORMAL = (
     relax_tf.StochasticBinaryLayer,

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
-from tests.models_test import data, layer_variables, small_model
+from tests.small_models import data, small_model
+from tests.stacks import layer_variables
 
 
 def updates(model, *batch, **arguments):

@@ -8,7 +8,7 @@ import tensorflow as tf
 import relax_tf
 from relax_tf.control_variates import MLP, build_network, differentiate_network, evaluate_network
 from relax_tf.control_variates.local import map_positions
-from tests.models_test import small_model
+from tests.small_models import small_model
 
 MAP = (None, 2, 3, 4)  # of theta
 

@@ -8,15 +8,8 @@ import tensorflow as tf
 import relax_tf
 from relax_tf import estimators
 from relax_tf.distributions import Bernoulli, OneHotCategorical
-from tests.estimators_test import (
-    ALL,
-    UNBIASED,
-    by_problem,
-    per_example_gradients,
-    repeated,
-    shaken,
-)
 from tests.problems import CategoricalTableCost, TableCost, shake, z_scores
+from tests.suite import ALL, UNBIASED, by_problem, per_example_gradients, repeated, shaken
 
 INF = np.inf
 

@@ -13,16 +13,16 @@ from relax_tf import estimators
 from relax_tf.distributions import Bernoulli
 from relax_tf.estimators.multi_sample import multi_sample_bound, vimco_credits
 from relax_tf.step.folding import fold, tile, unfold
-from tests.estimators_test import per_example_gradients
-from tests.models_test import X as X1
-from tests.models_test import Y as Y1
-from tests.models_test import (
+from tests.problems import TableCost, differentiate, z_scores
+from tests.stacks import X as X1
+from tests.stacks import Y as Y1
+from tests.stacks import (
     binary_states,
     gradients_of_train_steps,
     model_variables,
     two_layer_model,
 )
-from tests.problems import TableCost, differentiate, z_scores
+from tests.suite import per_example_gradients
 
 tfd = tfp.distributions
 

@@ -11,8 +11,8 @@ import relax_tf
 from relax_tf import estimators
 from relax_tf.layers.passes import EvaluationPass
 from tests.enumeration import tiled, worst_z
-from tests.models_test import data
 from tests.problems import shake
+from tests.small_models import data
 
 BINARY, CATEGORICAL, NORMAL = (
     relax_tf.StochasticBinaryLayer,

@@ -11,19 +11,26 @@ import relax_tf
 from relax_tf import estimators
 from relax_tf.distributions import Bernoulli, OneHotCategorical
 from relax_tf.estimators.arms import joint_over_single, sticks
-from tests.estimators_test import per_example_gradients, repeated, total
-from tests.flip_test import CategoricalJumps, Jumps, Smooth, assert_follows, bias
-from tests.models_test import (
+from tests.problems import (
+    CategoricalJumps,
+    CategoricalTableCost,
+    Jumps,
+    Smooth,
+    TableCost,
+    z_scores,
+)
+from tests.stacks import (
     BINARY,
     CATEGORICAL,
     NORMAL,
+    assert_follows,
     exact_gradients,
     expected_loss,
     mixed_model,
     model_variables,
     two_layer_model,
 )
-from tests.problems import CategoricalTableCost, TableCost, z_scores
+from tests.suite import bias, per_example_gradients, repeated, total
 
 # Arms.
 

@@ -8,9 +8,8 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
-from tests.models_test import data, small_model
 from tests.replicas import two_replicas
-from tests.saving_test import optimizer
+from tests.small_models import data, optimizer, small_model
 
 
 class Terms(relax_tf.RelaxModel):

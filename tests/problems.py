@@ -129,6 +129,29 @@ class CategoricalTableCost:
         return differentiate(expectation, theta)
 
 
+class Smooth(TableCost):
+    """`log(1 + exp(w . b))`."""
+
+    def __call__(self, b, theta=None):
+        w = np.random.RandomState(0).normal(size=self.units)
+        return tf.math.softplus(tf.reduce_sum(b * tf.constant(w, b.dtype), -1))
+
+
+class Jumps(TableCost):
+    """Rounding, a kink and a stopped gradient: derivatives that say nothing, or wrong things."""
+
+    def __call__(self, b, theta=None):
+        value = super().__call__(b)
+        frozen = tf.stop_gradient(value * b[..., 0])
+        return tf.round(2 * value) + tf.abs(b[..., 1] - 0.5 * b[..., 0]) + frozen
+
+
+class CategoricalJumps(CategoricalTableCost):
+    def __call__(self, b, theta=None):
+        value = super().__call__(b)
+        return tf.round(2 * value) + tf.nn.relu(b[..., 0, 0] - 0.3) * tf.stop_gradient(value)
+
+
 class NormalCost:
     """A smooth and bounded cost of normal variables, `[batch, units] -> [batch]`.
 

@@ -11,39 +11,7 @@ import pytest
 
 import relax_tf
 from relax_tf import estimators
-from tests.models_test import data, small_model
-
-
-def optimizer():
-    """Two optimizers with state of different kinds."""
-    return relax_tf.RelaxOptimizer(
-        keras.optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=3, clipnorm=1.0),
-        keras.optimizers.SGD(0.01, momentum=0.9, global_clipnorm=10.0),
-    )
-
-
-def functional(estimator="relaxed_rebar"):
-    """Dropout on both sides of the sample."""
-    inputs = keras.Input([3])
-    b = relax_tf.StochasticBinaryLayer(4, estimator, (-1, 1), prior="learned", name="b")(
-        keras.layers.GaussianNoise(0.1)(inputs)
-    )
-    outputs = keras.layers.Dense(2)(keras.layers.Dropout(0.5)(b))
-    return relax_tf.RelaxModel(inputs, outputs)
-
-
-def nested():
-    """A stochastic layer in a RelaxModel and another in a Sequential, in one RelaxModel."""
-    inputs = keras.Input([3])
-    above = keras.Sequential(
-        [
-            keras.layers.Dropout(0.5),
-            relax_tf.StochasticCategoricalLayer(2, 3, "rebar", name="c"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(2),
-        ]
-    )
-    return relax_tf.RelaxModel(inputs, above(functional()(inputs)))
+from tests.small_models import data, functional, nested, optimizer, small_model
 
 
 @keras.saving.register_keras_serializable("saving_test")

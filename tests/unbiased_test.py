@@ -1,7 +1,7 @@
 """Unbiased in any Keras model: what used to be biased silently, and its kin, against enumeration.
 
 Each test states its draws (`COPIES` examples times `REPEATS` estimates) and bounds the worst |z|
-over all weights. What cannot be unbiased is in certificate_test.py.
+over all weights. What cannot be unbiased is in certificate_test.py and those it names.
 """
 
 import keras

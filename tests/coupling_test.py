@@ -1,0 +1,206 @@
+"""Examples that a cost couples are refused, under estimators with and without replays."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import relax_tf
+from tests.suspects import COUPLED, Apply, LoadBalanced, Penalised, X, Y, model_of
+
+Binary = relax_tf.StochasticBinaryLayer
+Dense = keras.layers.Dense
+
+
+def contrastive(y, p):
+    similarity = tf.matmul(p, p, transpose_b=True)
+    return tf.reduce_logsumexp(similarity, -1) - tf.linalg.diag_part(similarity)
+
+
+def normalised(y, p):
+    error = tf.reduce_sum((p - y) ** 2, -1)
+    return error / tf.reduce_mean(error)
+
+
+def scalar_too(y, p):
+    return tf.reduce_sum((p - y) ** 2, -1) + 0.01 * keras.losses.MeanSquaredError()(y, p)
+
+
+COUPLING_LAYERS = {
+    "batch normalisation": keras.layers.BatchNormalization,
+    "mean over the batch": lambda: Apply(lambda x: x - tf.reduce_mean(x, 0)),
+    "unit normalisation": lambda: keras.layers.UnitNormalization(axis=0),
+    "neighbours": lambda: Apply(lambda x: x + 0.1 * tf.roll(x, 1, 0)),
+    "pairs": lambda: Apply(lambda x: x + 0.1 * tf.roll(x, 6, 0)),
+    "softmax": lambda: keras.layers.Softmax(axis=0),
+}
+
+COUPLING_LOSSES = {"contrastive": contrastive, "normalised": normalised, "scalar": scalar_too}
+
+
+@pytest.mark.parametrize("estimator", ["relax", "reinforce", "relaxed_rebar", "disarm", "vimco"])
+@pytest.mark.parametrize("kind", COUPLING_LAYERS)
+def test_layers_that_couple_examples(kind, estimator):
+    model = model_of(estimator, COUPLING_LAYERS[kind]())
+    with pytest.raises(ValueError, match=f"{COUPLED}.*'b'.*certify = False"):
+        model.fit(X, Y, batch_size=12, verbose=0)
+
+
+@pytest.mark.parametrize("estimator", ["relax", "rebar", "rloo"])
+@pytest.mark.parametrize("kind", COUPLING_LOSSES)
+def test_losses_that_couple_examples(kind, estimator):
+    model = model_of(estimator, keras.layers.Identity(), loss=COUPLING_LOSSES[kind])
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X, Y)
+
+
+def test_keras_s_circle_loss_couples_examples():
+    model = model_of("relax", keras.layers.UnitNormalization(), loss=keras.losses.Circle())
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X, np.arange(12) % 3)
+
+
+def test_a_mask_that_is_made_of_samples_couples_examples():
+    """Keras divides a masked loss by the share of unmasked steps of the whole batch."""
+    inputs = keras.Input([5, 3])
+    b = Binary(2, "relax", name="b")(inputs)
+    outputs = keras.layers.Masking(0.0)(b)
+    model = relax_tf.RelaxModel(inputs, outputs)
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(np.random.RandomState(0).normal(size=[8, 5, 3]), np.ones([8, 5, 2], "f"))
+
+
+@pytest.mark.parametrize("estimator", ["relax", "relaxed_rebar", "rloo"])
+def test_a_load_balancing_penalty_on_samples_couples_examples(estimator):
+    model = LoadBalanced(estimator)
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=rf"{COUPLED}.*'route'"):
+        model.fit(X, Y[:, :1], batch_size=12, verbose=0)
+
+
+class NormalisedInCost(relax_tf.RelaxModel):
+    def __init__(self):
+        super().__init__()
+        self.b, self.norm = Binary(3, "relax", name="b"), keras.layers.BatchNormalization()
+
+    def call(self, x):
+        return self.b(x)
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        return tf.reduce_sum((self.norm(y_pred, training=True) - y) ** 2, -1)
+
+
+def test_batch_normalisation_inside_the_cost():
+    model = NormalisedInCost()
+    model.norm.build((None, 3))
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=COUPLED):
+        model.fit(X, Y, batch_size=12, verbose=0)
+
+
+def test_a_model_that_does_not_depend_on_anything_yet_is_seen_through():
+    """The last layer starts at zero: at the first step no sample changes any cost."""
+    inputs = keras.Input([3])
+    b = Binary(4, "relax", name="b")(inputs)
+    outputs = keras.layers.BatchNormalization()(Dense(3, kernel_initializer="zeros")(b))
+    model = relax_tf.RelaxModel(inputs, outputs)
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=COUPLED):
+        model.fit(X, Y, batch_size=12, verbose=0)
+    assert not np.any(model.layers[-2].kernel)
+
+
+def test_two_examples_suffice():
+    model = model_of("relax", Apply(lambda x: x + 0.1 * x[::-1]))
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X[:2], Y[:2])
+
+
+@pytest.mark.parametrize("estimator", ["concrete", "straight_through", "reparameterization"])
+def test_backpropagation_through_the_sample_may_couple_examples(estimator):
+    inputs = keras.Input([3])
+    if estimator == "reparameterization":
+        b = relax_tf.StochasticNormalLayer(4, estimator)(inputs)
+    else:
+        b = Binary(4, estimator)(inputs)
+    model = relax_tf.RelaxModel(inputs, keras.layers.BatchNormalization()(Dense(3)(b)))
+    model.compile("sgd", loss="mse")
+    model.fit(X, Y, verbose=0)
+
+
+def test_coupling_upstream_of_the_sample_is_fine():
+    model = model_of("relaxed_rebar", keras.layers.Identity(), keras.layers.BatchNormalization())
+    model.fit(X, Y, verbose=0)
+
+
+def test_frozen_batch_normalisation_is_fine():
+    norm = keras.layers.BatchNormalization(trainable=False)
+    model_of("relaxed_rebar", norm).fit(X, Y, verbose=0)
+
+
+# What an adversary found (each was silently biased).
+
+
+def test_coupling_that_vanishes_at_hard_samples():
+    model = Penalised("rebar", lambda b: 8 * tf.reduce_mean(tf.reduce_sum(b * b * (1 - b), -1)))
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X, Y)
+
+
+@pytest.mark.parametrize("estimator", ["relax", "rloo"])
+@pytest.mark.parametrize("seed", range(4))
+def test_coupling_between_two_layers_shows_in_theta(estimator, seed):
+    """The cost moves only where a unit above crosses its threshold, in a few batches."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input([3])
+    lower = keras.layers.BatchNormalization()(Binary(1, estimator, (-1, 1), name="lower")(inputs))
+    model = relax_tf.RelaxModel(inputs, Dense(3)(Binary(1, estimator, (-1, 1))(lower)))
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=f"{COUPLED}.*'lower'"):
+        model.check(X[:4], Y[:4])
+
+
+def test_one_large_cost_does_not_hide_coupling_in_the_others():
+    model = model_of("rloo", Apply(lambda x: x + tf.reduce_mean(x, 0)))
+    y = Y[:4].copy()
+    y[0] = 1e4
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X[:4], y)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_gate_that_is_still_shut(trainable):
+    class Gate(keras.layers.Layer):
+        def build(self, shape):
+            small = keras.initializers.Constant(1e-6)
+            self.gate = self.add_weight(shape=(), initializer=small, trainable=trainable)
+
+        def call(self, x):
+            return x + self.gate * tf.reduce_mean(x, 0)
+
+    gate = Gate()
+    model = model_of("rloo", gate)
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X, Y)
+    assert float(gate.gate) == np.float32(1e-6)
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (1, 4), (3, 6)])
+def test_any_two_examples_are_told_apart(pair):
+    first, second = pair
+    chosen = tf.one_hot(first, 8)[:, tf.newaxis]
+    model = model_of("relax", Apply(lambda x: x + chosen * x[second]))
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X[:8], Y[:8])
+
+
+def test_a_batch_that_cannot_tell_is_not_the_last_word():
+    model = model_of("relax", keras.layers.BatchNormalization())
+    with pytest.raises(ValueError, match="this batch cannot tell"):
+        model.check(X[:1], Y[:1])
+    weights = np.ones(12, "f")
+    weights[:4] = 0
+    with pytest.raises(ValueError, match=COUPLED):
+        model.fit(X, Y, sample_weight=weights, batch_size=4, shuffle=False, verbose=0)

@@ -1,0 +1,120 @@
+"""Derivatives that are none are refused where an estimator relies on them, and no others."""
+
+import keras
+import pytest
+import tensorflow as tf
+
+import relax_tf
+from tests.suspects import WRONG_SLOPE, Apply, Penalised, X, Y, model_of
+
+Binary = relax_tf.StochasticBinaryLayer
+Dense = keras.layers.Dense
+
+
+@tf.custom_gradient
+def quantised(x):
+    return tf.round(2 * x) / 2, lambda upstream: upstream
+
+
+WRONG_SLOPES = {
+    "stop_gradient on one of two paths": lambda x: x + tf.stop_gradient(x),
+    "a detached probe": lambda x: tf.concat([x[:, :2], tf.stop_gradient(x[:, 2:])], -1),
+    "rounding beside a smooth path": lambda x: x + tf.round(x),
+    "argmax beside a smooth path": lambda x: x + tf.one_hot(tf.argmax(x, -1), 3),
+    "a comparison": lambda x: tf.where(x > 0, x, -1.0),
+    "a straight-through quantiser": quantised,
+    "a fine quantiser": lambda x: quantised(8 * x) / 8,
+    "half of the derivative": lambda x: 0.5 * x + 0.5 * tf.stop_gradient(x),
+}
+
+
+@pytest.mark.parametrize("estimator", ["relaxed_rebar", "rebar"])
+@pytest.mark.parametrize("kind", WRONG_SLOPES)
+def test_wrong_derivatives(kind, estimator):
+    model = model_of(estimator, Apply(WRONG_SLOPES[kind]))
+    with pytest.raises(ValueError, match=f"{WRONG_SLOPE}.*'relax'"):
+        model.fit(X, Y, batch_size=12, verbose=0)
+
+
+@pytest.mark.parametrize("estimator", ["relax", "disarm", "rloo", "muprop", "nvil"])
+@pytest.mark.parametrize("kind", WRONG_SLOPES)
+def test_a_wrong_derivative_does_not_matter_to_others(kind, estimator):
+    model_of(estimator, Apply(WRONG_SLOPES[kind])).check(X, Y)
+
+
+@pytest.mark.parametrize("kind", WRONG_SLOPES)
+def test_wrong_derivatives_of_normal_samples(kind):
+    for estimator in ("lax", "reparameterization"):
+        inputs = keras.Input([3])
+        b = relax_tf.StochasticNormalLayer(4, estimator, name="b")(inputs)
+        model = relax_tf.RelaxModel(inputs, Apply(WRONG_SLOPES[kind])(Dense(3)(b)))
+        model.compile("sgd", loss="mse")
+        if estimator == "lax":
+            model.check(X, Y)
+        else:
+            with pytest.raises(ValueError, match=f"{WRONG_SLOPE}.*'lax'"):
+                model.check(X, Y)
+
+
+ROUGH = {
+    "relu": tf.nn.relu,
+    "abs": tf.abs,
+    "max": lambda x: tf.reduce_max(x, -1, keepdims=True) + tf.zeros_like(x),
+    "steep": lambda x: tf.tanh(30 * x),
+    "exp": lambda x: tf.exp(3 * x),
+    "sort": lambda x: tf.sort(x, -1),
+    "sin": lambda x: tf.sin(10 * x),
+    "tiny": lambda x: 1e-6 * x,
+    "huge": lambda x: 1e6 * x,
+    "constant": lambda x: 0 * x,
+    "clip": lambda x: tf.clip_by_value(x, -0.2, 0.2),
+}
+
+
+@pytest.mark.parametrize("estimator", ["relaxed_rebar", "reparameterization"])
+@pytest.mark.parametrize("kind", ROUGH)
+def test_kinks_and_steep_slopes_are_no_wrong_derivatives(kind, estimator):
+    inputs = keras.Input([3])
+    if estimator == "reparameterization":
+        b = relax_tf.StochasticNormalLayer(4, estimator)(inputs)
+    else:
+        b = Binary(4, estimator)(Binary(4, estimator, (-1, 1))(inputs))
+    hidden = Dense(8, "relu")(b)
+    model = relax_tf.RelaxModel(inputs, Apply(ROUGH[kind])(Dense(3)(hidden)))
+    model.compile("sgd", loss="mse")
+    model.check(X, Y)
+
+
+# What an adversary found (each was silently biased).
+
+
+@pytest.mark.parametrize("estimator", ["rebar", "relaxed_rebar"])
+def test_hardening_the_relaxed_sample_again(estimator):
+    """Between hard samples the wrong slope of a quadratic cost adds up to the right change."""
+    inputs = keras.Input([3])
+    b = Binary(3, estimator, name="b")(inputs)
+    hard = Apply(lambda x: x + tf.stop_gradient(tf.round(x) - x))(b)
+    model = relax_tf.RelaxModel(inputs, Dense(3)(hard))
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=WRONG_SLOPE):
+        model.check(X, Y)
+
+
+VANISHING = {
+    "a detached term": lambda b: tf.stop_gradient(tf.reduce_sum(4 * b * (1 - b), -1)),
+    "a step": lambda b: tf.reduce_sum(tf.where(tf.abs(b - 0.5) < 0.25, 1.0, 0.0), -1),
+}
+
+
+@pytest.mark.parametrize("kind", VANISHING)
+def test_wrong_slopes_of_what_vanishes_at_hard_samples(kind):
+    model = Penalised("rebar", VANISHING[kind])
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=WRONG_SLOPE):
+        model.check(X, Y)
+
+
+def test_a_rough_cost_does_not_hide_a_wrong_slope():
+    rough = Apply(lambda x: 0.3 * tf.sin(100 * x) + x + 2 * tf.stop_gradient(x))
+    with pytest.raises(ValueError, match=WRONG_SLOPE):
+        model_of("rebar", rough).check(X, Y)

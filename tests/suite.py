@@ -1,0 +1,158 @@
+"""Estimators, problems and parametrisations of the suite that every estimator passes."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from relax_tf import estimators
+from relax_tf.control_variates import MLP
+from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
+from tests.problems import (
+    CategoricalTableCost,
+    NormalCost,
+    TableCost,
+    normal_from,
+    shake,
+    z_scores,
+)
+
+DRAWS = 200_000
+
+# Small networks, since 200 000 draws run through them at once.
+_SMALL = keras.saving.serialize_keras_object(MLP([16, 16]))
+R = {"control_variate": _SMALL}
+B = {"baseline": _SMALL}
+
+UNBIASED = {
+    "reinforce": {"class_name": "reinforce"},
+    "reinforce-baseline": {"class_name": "reinforce", "config": {"baseline_decay": 0.9}},
+    "nvil": {"class_name": "nvil", "config": B},
+    "muprop": {"class_name": "muprop", "config": B},
+    "rloo": {"class_name": "rloo", "config": {"num_samples": 3}},
+    "arm": {"class_name": "arm"},
+    "disarm": {"class_name": "disarm"},
+    "arms-2": {"class_name": "arms", "config": {"num_samples": 2}},
+    "arms": {"class_name": "arms"},
+    "midpoint": {"class_name": "midpoint"},
+    "relaxed_disarm": {"class_name": "relaxed_disarm"},
+    "flip": {"class_name": "flip"},
+    "flip-plain": {"class_name": "flip", "config": {"curvature": False}},
+    "rebar": {"class_name": "rebar"},
+    "rebar-independent": {"class_name": "rebar", "config": {"coupled": False}},
+    "relax": {"class_name": "relax", "config": R | B},
+    "relax-independent": {"class_name": "relax", "config": R | B | {"coupled": False}},
+    "relaxed_rebar": {"class_name": "relaxed_rebar", "config": R},
+    "relaxed_rebar-independent": {
+        "class_name": "relaxed_rebar",
+        "config": R | {"coupled": False},
+    },
+    "lax": {"class_name": "lax", "config": R | B},
+    "reparameterization": {"class_name": "reparameterization"},
+}
+BIASED = {
+    "concrete": {"class_name": "concrete"},
+    "straight_through": {"class_name": "straight_through"},
+    "reinmax": {"class_name": "reinmax"},
+}
+BOUND = {"vimco": {"class_name": "vimco", "config": {"num_samples": 3}}}
+ALL = UNBIASED | BIASED | BOUND
+
+PROBLEMS = {
+    "bernoulli-1": TableCost(1, (0, 1), seed=0),
+    "bernoulli-1-direct": TableCost(1, (-1, 1), direct=True, seed=1),
+    "bernoulli-2": TableCost(2, (-1, 1), seed=2),
+    "bernoulli-3-direct": TableCost(3, (0, 1), direct=True, seed=3, wave=0.1),
+    "bernoulli-4": TableCost(4, (-2, 3), seed=4, wave=0.1),
+    "bernoulli-6-direct": TableCost(6, (-1, 1), direct=True, seed=5),
+    "categorical-1x2": CategoricalTableCost(1, 2, seed=6),
+    "categorical-1x4-direct": CategoricalTableCost(1, 4, direct=True, seed=7, wave=0.1),
+    "categorical-2x3": CategoricalTableCost(2, 3, seed=8, wave=0.1),
+    "categorical-3x2-direct": CategoricalTableCost(3, 2, direct=True, seed=9),
+    "normal-1": NormalCost(1, seed=10),
+    "normal-2-direct": NormalCost(2, direct=True, seed=11),
+    "normal-3": NormalCost(3, seed=12),
+}
+
+# Distributions of one tensor theta, whose last axis is 4 long in these tests.
+FAMILIES = {
+    "bernoulli": lambda theta: Bernoulli(theta, support=(-1, 1)),
+    "categorical": OneHotCategorical,
+    "normal": normal_from,
+}
+
+
+def is_defined_for(config, name):
+    family = {"bernoulli": Bernoulli, "categorical": OneHotCategorical, "normal": Normal}
+    try:
+        estimators.get(config).check_defined_for(family[name.split("-")[0]])
+    except ValueError:
+        return False
+    return True
+
+
+def by_problem(configs, problems=PROBLEMS):
+    """Parametrises over the pairs of an estimator and a problem or family it is defined for."""
+    pairs = {
+        f"{name}-{problem}": (config, value)
+        for problem, value in problems.items()
+        for name, config in configs.items()
+        if is_defined_for(config, problem)
+    }
+    return pytest.mark.parametrize(("config", "other"), pairs.values(), ids=pairs.keys())
+
+
+def by_family(configs):
+    return by_problem(configs, FAMILIES)
+
+
+def by_name(configs):
+    return pytest.mark.parametrize("config", configs.values(), ids=configs.keys())
+
+
+def total(b, event_rank=1):
+    """The sum of each example's sample, `[..., batch]`."""
+    return tf.reduce_sum(b, list(range(b.shape.rank - event_rank, b.shape.rank)))
+
+
+def total_square(b, event_rank=1):
+    return total((b - 0.4) ** 2, event_rank)
+
+
+def total_square_of(dist):
+    return functools.partial(total_square, event_rank=dist.shape.rank - 1)
+
+
+def shaken(config, dist, context=None):
+    """A built estimator whose variables are not at their initial values."""
+    estimator = estimators.get(config)
+    estimator.estimate(dist, total_square_of(dist), context=context, seed=0)
+    shake(estimator.trainable_variables)
+    return estimator
+
+
+def repeated(theta, draws):
+    return tf.tile(tf.constant(theta, tf.float32)[tf.newaxis], [draws] + [1] * np.ndim(theta))
+
+
+def per_example_gradients(estimator, problem, draws=DRAWS, seed=1):
+    """The surrogate's gradient, direct term included, for each of many draws: `[draws, ...]`."""
+
+    @tf.function
+    def gradients(thetas):
+        with tf.GradientTape() as tape:
+            tape.watch(thetas)
+            dist = problem.distribution(thetas)
+            estimate = estimator.estimate(dist, lambda b: problem(b, thetas), seed=seed)
+        return tape.gradient(estimate.surrogate, thetas) * draws
+
+    return gradients(repeated(problem.theta, draws)).numpy()
+
+
+def bias(identifier, problem, draws=100_000):
+    """The mean of the estimates less the exact gradient, and z-scores of that."""
+    gradients = per_example_gradients(estimators.get(identifier), problem, draws)
+    exact = problem.gradient(problem.theta)
+    return gradients.mean(0) - exact, z_scores(gradients, exact)
