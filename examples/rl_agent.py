@@ -157,7 +157,7 @@ class Agent(keras.Model):
         with tf.GradientTape() as tape:
             dist, estimates = self._estimates(state, z, reward)
             loss = estimates[self.config.method].surrogate
-            loss -= self.config.entropy_bonus * tf.reduce_mean(entropy(dist))
+            loss -= self.config.entropy_bonus * tf.reduce_mean(dist.entropy())
             loss += tf.add_n([estimate.control_variate_loss for estimate in estimates.values()])
         variables = self.trainable_variables
         self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
@@ -172,10 +172,3 @@ class Agent(keras.Model):
             _, estimates = self._estimates(state, z, reward)
         rows = [tape.gradient(e.surrogate, self.policy_variables) for e in estimates.values()]
         return tf.stack([tf.concat([tf.reshape(g, [-1]) for g in row], 0) for row in rows])
-
-
-def entropy(dist: Any) -> tf.Tensor:
-    """In nats, `[time]`, up to a constant for normal actions."""
-    if dist.discrete:
-        return -tf.reduce_sum(tf.exp(dist.theta) * dist.theta, -1)  # theta = log pi
-    return tf.reduce_sum(tf.math.log(dist.scale), -1)

@@ -23,10 +23,19 @@ class RelaxModel(RelaxTrainer, keras.Model):
     control variate's gradient; where there is a KL, also its value in nats and the compiled loss
     without it. For another cost override `compute_cost`.
 
-    `*_control_variate_norm` has the units of the second moment, the cost's squared, so no value is
+    `*_control_variate_norm` has the units of what the control variate minimises, as a rule the
+    second moment, the cost's squared (of `flip` a likelihood, which has none), so no value is
     healthy by itself: compare it with its own past. If it grows tenfold and stays there while the
     second moment does not fall, the control variate's rate is too high (`relax_tf.RelaxOptimizer`);
-    if it is 0, the control variate learns nothing.
+    if it is 0, the control variate learns nothing. A layer that is called several times logs the
+    mean over its calls of both.
+
+    Attributes:
+        certify: whether `fit` measures on its first batch what its estimates rest on (`check`);
+            False insists on training a model that fails.
+        evaluation_samples: how many samples of each example `evaluate` and `predict` draw.
+
+    Both are saved with a compiled model.
 
     Example:
 
@@ -51,7 +60,7 @@ class RelaxModel(RelaxTrainer, keras.Model):
                 raise TypeError(
                     "a RelaxModel is built from inputs and outputs, or by subclassing. Of a list "
                     "of layers make `sequential = keras.Sequential([keras.Input(...), ...])` and "
-                    f"`RelaxModel(sequential.inputs, sequential.outputs)`. Received: {args}"
+                    f"`RelaxModel(sequential.inputs[0], sequential.outputs[0])`. Received: {args}"
                 )
             super().__init__(**kwargs)
             return

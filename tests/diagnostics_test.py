@@ -7,6 +7,7 @@ import relax_tf
 from relax_tf import diagnostics, estimators
 from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
 from tests.problems import TableCost, shake
+from tests.small_models import data, small_model
 
 
 def test_exact_gradient_agrees_with_differentiating_the_expectation():
@@ -184,3 +185,14 @@ def test_gradient_variance_leaves_moving_averages_where_they_are():
     assert result.layers["b"] > 0
     for a, b in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_repeated_checks_do_not_look_like_repeated_tracing(caplog):
+    """TensorFlow warns of functions that trace in each of their calls, here and in `fit`."""
+    dist = Bernoulli(tf.zeros([1, 2]))
+    for _ in range(7):
+        diagnostics.check_unbiased("reinforce", dist, lambda b: b[..., 0], num_draws=2)
+        model = small_model("relaxed_rebar")
+        model.compile("sgd", loss="mse")
+        model.check(*data())
+    assert "retracing" not in caplog.text

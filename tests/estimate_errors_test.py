@@ -222,3 +222,10 @@ def test_one_theta_for_all_examples_is_told_to_be_repeated():
     assert estimate(dist=repeated, cost=lambda b: total(b * x)).gradient.shape == [5, 3]
     with pytest.raises(ValueError, match=r"Received shape: \(2,\)$"):
         estimate(cost=lambda b: tf.zeros([2]))  # another mistake
+
+
+def test_costs_of_another_rank_are_told_to_be_reduced():
+    with pytest.raises(ValueError, match="sums or means over all axes but the first"):
+        estimate(cost=tf.reduce_mean)
+    with pytest.raises(ValueError, match=r"axes behind the batch, or tf.squeeze\(cost, -1\)"):
+        estimate(cost=lambda b: tf.reduce_sum(b, -1, keepdims=True))

@@ -1,5 +1,7 @@
 """Several samples of each example in `evaluate`, validation and `predict`."""
 
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -111,3 +113,18 @@ def test_replicas_average_too():
     model.evaluation_samples = 1
     errors.append(np.abs(model.predict(x, verbose=0) - predicted).mean())
     assert errors[0] < errors[1] / 2
+
+
+@pytest.mark.parametrize("maker", [small_model, Subclassed])
+@pytest.mark.parametrize("how", ["file", "pickle"])
+def test_settings_are_saved(maker, how, tmp_path):
+    model = compiled(maker)
+    model.evaluation_samples, model.certify = 7, False
+    if how == "file":
+        model.save(tmp_path / "m.keras")
+        loaded = keras.models.load_model(tmp_path / "m.keras")
+    else:
+        loaded = pickle.loads(pickle.dumps(model))
+    assert (loaded.evaluation_samples, loaded.certify) == (7, False)
+    fresh = maker()
+    assert (fresh.evaluation_samples, fresh.certify) == (1, True)

@@ -325,7 +325,7 @@ def in_relax_model():
 
 def from_sequential():
     sequential = keras.Sequential([keras.Input([3]), *layers_of()])
-    return relax_tf.RelaxModel(sequential.inputs, sequential.outputs)
+    return relax_tf.RelaxModel(sequential.inputs[0], sequential.outputs[0])
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,9 @@ def test_nested_layers_train_as_flat_ones(build):
 
 
 def test_a_list_of_layers_is_refused_with_the_way_to_do_it():
-    with pytest.raises(TypeError, match=r"RelaxModel\(sequential.inputs, sequential.outputs\)"):
+    with pytest.raises(
+        TypeError, match=r"RelaxModel\(sequential.inputs\[0\], sequential.outputs\[0\]\)"
+    ):
         relax_tf.RelaxModel([keras.layers.Dense(2)])
 
 

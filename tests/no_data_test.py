@@ -89,6 +89,15 @@ def test_the_batch_size_is_the_number_of_samples_of_each_step():
     assert shapes[3:] == [(32, 0)]
 
 
+def test_evaluation_needs_no_data_either():
+    model = functional_knapsack()
+    model.compile("adam")
+    cost = model.evaluate(steps=3, batch_size=50, verbose=0)
+    assert cost == pytest.approx(model.evaluate(np.zeros([20_000, 0]), verbose=0), abs=0.5)
+    with pytest.raises(ValueError, match=r"`evaluate` needs data.*evaluate\(steps=..., batch_size"):
+        model.evaluate(verbose=0)
+
+
 def test_data_are_asked_for_where_they_are_needed():
     for model in (functional_knapsack(0), functional_knapsack(2)):
         model.compile("adam")

@@ -304,3 +304,8 @@ def test_a_file_of_version_0_1_loads_and_predicts_as_it_did():
     np.testing.assert_allclose(model.predict(x[:2], verbose=0), expected, rtol=1e-5)
     model.compile("sgd", loss="mse")
     assert np.isfinite(model.fit(x, x[:, :2], verbose=0).history["loss"]).all()
+
+
+def test_logits_without_an_axis_of_variables_are_told_to_get_one():
+    with pytest.raises(ValueError, match=r"Received shape: \(None, 4\)\. .*Reshape\(\[1, 4\]\)"):
+        own(CATEGORICAL)(keras.Input([4]))

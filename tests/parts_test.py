@@ -136,6 +136,47 @@ def test_terms_of_other_shapes_are_refused(terms, shapes):
         model.estimate(*data())
 
 
+@pytest.mark.parametrize("estimator", ["relax", "disarm", "rloo"])
+def test_terms_that_python_computes(estimator):
+    """TensorFlow does not know their rank. One that is not [batch] fails in the first step."""
+
+    class Python(relax_tf.RelaxModel):
+        axes = (-1,)
+
+        def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+            total = lambda b: np.sum(b, self.axes, dtype="f")  # noqa: E731
+            return {"total": tf.numpy_function(total, [y_pred], tf.float32), "zero": 0 * x[:, 0]}
+
+    inputs = keras.Input([3])
+    model = Python(inputs, relax_tf.StochasticBinaryLayer(4, estimator)(inputs))
+    model.compile("sgd")
+    logs = model.fit(data()[0], verbose=0).history
+    assert 0 < logs["total"][0] == logs["loss"][0] < 4
+    model.axes = ()
+    model.compile("sgd")
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=r"\[\?\]"):
+        model.fit(data()[0], verbose=0)
+
+
+def test_a_metric_of_ones_own_counts_the_hard_pass_alone():
+    """As docs/keras.md has it: for what is logged and is no part of the cost."""
+
+    class Counting(relax_tf.RelaxModel):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.active = keras.metrics.Sum(name="active")
+
+        def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+            self.active.update_state(tf.ones_like(y_pred[:, 0]))
+            return tf.reduce_sum(y_pred, -1)
+
+    for estimator in ("relaxed_rebar", "disarm", "rloo", "flip"):
+        inputs = keras.Input([3])
+        model = Counting(inputs, relax_tf.StochasticBinaryLayer(4, estimator)(inputs))
+        model.compile("sgd")
+        assert model.fit(data()[0], verbose=0).history["active"] == [32]
+
+
 def test_replicas_log_the_kl():
     strategy = two_replicas()
     with strategy.scope():

@@ -127,7 +127,8 @@ def check_unbiased(
         zeros = [tf.zeros_like(leaf) for leaf in leaves]
         return tf.while_loop(lambda draw, *_: draw < num_draws, body, (0, zeros, zeros))[1:]
 
-    totals, squares = (np.stack(part) for part in moments())
+    once = moments.get_concrete_function()  # TensorFlow warns of calls that trace, five at a time
+    totals, squares = (np.stack(part) for part in once())
     exact_stack = np.stack(leaves)
     error = totals / num_draws
     variance = np.maximum(squares / num_draws - error**2, 0)

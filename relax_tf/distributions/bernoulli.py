@@ -176,6 +176,12 @@ class Bernoulli(Distribution):
         log_prob = tf.where(self._fixed, at_fixed, log_prob)
         return sum_event(log_prob, 1 + log_prob.shape.rank - self.theta.shape.rank)
 
+    def entropy(self) -> tf.Tensor:
+        """`-E log p(b|theta)`, shape `[batch]`."""
+        unsure = tf.where(self._fixed, tf.zeros_like(self.theta), self.theta)
+        entropy = tfp_distributions().Bernoulli(logits=unsure).entropy()
+        return sum_event(tf.where(self._fixed, tf.zeros_like(entropy), entropy))
+
     def kl_divergence(self, other: "Bernoulli") -> tf.Tensor:
         """`KL(self || other)`, shape `[batch]`: infinite if only `other` is sure of a value."""
         self.check_same_family(other)

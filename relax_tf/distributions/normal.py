@@ -111,6 +111,10 @@ class Normal(Distribution):
         log_prob = tfp_distributions().Normal(*self.theta).log_prob(tf.cast(b, self.dtype))
         return sum_event(log_prob, 1 + log_prob.shape.rank - self.shape.rank)
 
+    def entropy(self) -> tf.Tensor:
+        """The differential entropy `-E log p(b|theta)`, shape `[batch]`."""
+        return sum_event(tfp_distributions().Normal(*self.theta).entropy())
+
     def kl_divergence(self, other: "Normal") -> tf.Tensor:
         """`KL(self || other)`, shape `[batch]`."""
         self.check_same_family(other)

@@ -195,6 +195,11 @@ class OneHotCategorical(Distribution):
         log_prob = tf.where(self._possible, b * tf.nn.log_softmax(self.theta), at_impossible)
         return sum_event(log_prob, 1 + log_prob.shape.rank - self.shape.rank)
 
+    def entropy(self) -> tf.Tensor:
+        """`-E log p(b|theta)`, shape `[batch]`."""
+        log_p = tf.where(self._possible, tf.nn.log_softmax(self.theta), 0)
+        return -sum_event(tf.where(self._possible, tf.nn.softmax(self.theta) * log_p, 0))
+
     def kl_divergence(self, other: "OneHotCategorical") -> tf.Tensor:
         """`KL(self || other)`, `[batch]`: infinite if a class is impossible in `other` only."""
         self.check_same_family(other)

@@ -158,7 +158,10 @@ def _about_the_batch(received: tf.TensorShape, expected: tf.TensorShape) -> str:
         )
     if received.rank == expected.rank - 1 and received == expected[:-1]:
         return (
-            f". The first axis of theta, of size {expected[-1]}, is the batch: if these are the "
-            "variables of a single example, add a batch axis, theta[tf.newaxis]."
+            ". Take sums or means over all axes but the first, which is the batch. (The first axis "
+            f"of theta, of size {expected[-1]}, is the batch: if these are the variables of a "
+            "single example, add a batch axis, theta[tf.newaxis].)"
         )
+    if received.rank is not None and received.rank > expected.rank:
+        return ". Take sums or means over the axes behind the batch, or tf.squeeze(cost, -1)."
     return ""

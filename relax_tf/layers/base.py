@@ -13,12 +13,13 @@ from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.keras_internals import mask_of, untrack
 from relax_tf.layers.alone import sample_alone
 from relax_tf.layers.passes import active_pass
+from relax_tf.layers.prior import PriorLayer
 from relax_tf.layers.theta import ThetaLayer, is_nested
 from relax_tf.layers.tracked import Tracked
 from relax_tf.validation import boolean, one_of
 
 
-class StochasticLayer(ThetaLayer):
+class StochasticLayer(PriorLayer, ThetaLayer):
     """Base of the stochastic layers. A subclass says what distribution `x W + beta` parametrises.
 
     `layer(inputs, context=...)` shows the control variate something else than the inputs.
@@ -38,11 +39,9 @@ class StochasticLayer(ThetaLayer):
 
     Attributes:
         family: the class of the layer's distributions.
-        fixed_prior: the name of the prior that has nothing to learn.
     """
 
     family: type[Distribution]
-    fixed_prior = "uniform"
 
     def __init__(
         self,
@@ -123,14 +122,6 @@ class StochasticLayer(ThetaLayer):
         """`p(b|theta)` for these inputs."""
         raise NotImplementedError
 
-    def prior_distribution(self, event_rank: int) -> Distribution:
-        """The prior, with axes of size 1 for the batch and for leading axes of the event."""
-        raise NotImplementedError
-
-    def build_prior(self, units: tuple[int, ...]) -> None:
-        """Creates the prior's variables, by `add_prior_weight`, of the shape of the units."""
-        raise NotImplementedError
-
     # Variables.
 
     def build(self, inputs_shape, context_shape=None):
@@ -145,12 +136,6 @@ class StochasticLayer(ThetaLayer):
             parts = len(inputs_shape) if is_nested(inputs_shape) else 1
             context_shape = (*shape[:-1], parts * shape[-1]) if self.dense is None else inputs_shape
         self._build_estimator(shape, context_shape)
-
-    def add_prior_weight(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
-        """A parameter of the prior that starts at 0, and stays there unless it is learned."""
-        return self.add_weight(
-            name=name, shape=shape, initializer="zeros", trainable=self.prior == "learned"
-        )
 
     def _build_estimator(self, theta_shape: tuple, context_shape: tuple) -> None:
         owner = getattr(self.estimator, "owner", lambda: None)()
@@ -240,15 +225,6 @@ class StochasticLayer(ThetaLayer):
         masks = [mask for mask in keras.tree.flatten(previous_mask) if mask is not None]
         return masks[0] if masks else None
 
-    def kl_divergence(self, dist: Distribution, sample: tf.Tensor) -> tf.Tensor | None:
-        """`KL(p(b|theta) || prior)`, `[batch]`, exact or at the sample; None without a prior."""
-        if self.prior is None:
-            return None
-        prior = self.prior_distribution(event_rank=dist.shape.rank - 1)
-        if self.kl == "analytic":
-            return dist.kl_divergence(prior)
-        return dist.log_prob(sample) - prior.log_prob(sample)
-
     def next_seed(self) -> tf.Tensor:
         """A fresh stateless seed, another one on every replica of a distributed step."""
         seed = make_seed(self.seed_generator)
@@ -283,12 +259,6 @@ class StochasticLayer(ThetaLayer):
             "inference": self.inference,
             "seed": self.seed,
         }
-
-
-def as_event(weight: keras.Variable, event_rank: int) -> tf.Tensor:
-    """A prior's parameter with leading axes of size 1, for the batch and the rest of the event."""
-    missing = 1 + event_rank - len(weight.shape)
-    return tf.reshape(tf.convert_to_tensor(weight), [1] * missing + list(weight.shape))
 
 
 def _without_shapes(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import keras
 from relax_tf.distributions import Bernoulli
 from relax_tf.distributions.bernoulli import check_support
 from relax_tf.estimators import Estimator
-from relax_tf.layers.base import StochasticLayer, as_event
+from relax_tf.layers.base import StochasticLayer
+from relax_tf.layers.prior import as_event
 from relax_tf.validation import positive_integer
 
 

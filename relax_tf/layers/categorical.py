@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from relax_tf.distributions import OneHotCategorical
 from relax_tf.estimators import Estimator
-from relax_tf.layers.base import StochasticLayer, as_event
+from relax_tf.layers.base import StochasticLayer
+from relax_tf.layers.prior import as_event
 from relax_tf.validation import integer_of_at_least, positive_integer
 
 

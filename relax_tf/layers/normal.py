@@ -8,7 +8,8 @@ import tensorflow as tf
 from relax_tf.distributions import Normal
 from relax_tf.distributions.base import at_least_float32
 from relax_tf.estimators import Estimator
-from relax_tf.layers.base import StochasticLayer, as_event
+from relax_tf.layers.base import StochasticLayer
+from relax_tf.layers.prior import as_event
 from relax_tf.validation import positive_integer
 
 # A floor for the scale. The score recovers `eps = (b - loc) / scale` from `b`, so the scale must

@@ -22,6 +22,9 @@ class Parameters(keras.layers.Layer):
         initializer, regularizer, constraint: as in `keras.layers.Layer.add_weight`; by default they
             start at 0, which as logits means equal probabilities.
 
+    Attributes:
+        values: the parameters, a variable of shape `shape`, once the layer was called.
+
     Raises:
         TypeError, ValueError: if `shape` is not a sequence of positive integers.
 

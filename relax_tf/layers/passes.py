@@ -128,8 +128,9 @@ class Pass:
         """The cost that `compute_cost` returned: itself, or the sum of a dict of terms."""
         if not isinstance(cost, Mapping):
             return cost
-        self.terms.update(cost)
-        return _sum_of_terms(cost)
+        terms = _checked(cost)
+        self.terms.update(terms)
+        return tf.add_n(list(terms.values()))
 
     def _choose(
         self, index: int, layer: Any, dist: Distribution
@@ -175,12 +176,16 @@ def without_chance(dist: Distribution, inference: str) -> tf.Tensor:
     return dist.mean() if inference == "mean" else dist.mode()
 
 
-def _sum_of_terms(terms: Mapping[str, Any]) -> tf.Tensor:
-    """The sum `[batch]` of terms `[batch]`, or a ValueError that shows which one is another shape.
+def _checked(terms: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+    """The terms `[batch]`, or a ValueError that shows which one is another shape.
 
-    Terms that are not floating point are made so.
+    All are made floating point, of one dtype. Python's, of unknown rank, are checked when they
+    are computed.
     """
     tensors = {name: tf.convert_to_tensor(term) for name, term in terms.items()}
+    for name, tensor in tensors.items():
+        if tensor.shape.rank is None:
+            tensors[name] = tf.ensure_shape(tensor, [None])
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if not tensors or any(len(shape) != 1 for shape in shapes.values()):
         raise ValueError(
@@ -189,7 +194,7 @@ def _sum_of_terms(terms: Mapping[str, Any]) -> tf.Tensor:
         )
     double = any(tensor.dtype == tf.float64 for tensor in tensors.values())
     dtype = tf.float64 if double else tf.float32
-    return tf.add_n([tf.cast(tensor, dtype) for tensor in tensors.values()])
+    return {name: tf.cast(tensor, dtype) for name, tensor in tensors.items()}
 
 
 def active_pass() -> Pass | None:

@@ -116,7 +116,11 @@ class Probe:
             result = function(replays, seeds, outcome.f_b, *arguments)
             return result, [value for _, value in untracked]
 
-        return measured if self.model.run_eagerly else tf.function(measured, autograph=False)
+        if self.model.run_eagerly:
+            return measured
+        compiled = tf.function(measured, autograph=False)
+        # Of calls that trace, as each of these does once, TensorFlow warns at the fifth.
+        return lambda *arguments: compiled.get_concrete_function(*arguments)(*arguments)
 
     def rows_are_alike(self) -> bool:
         """Whether K passes of the batch may be one of a batch K times as long.

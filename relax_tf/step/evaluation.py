@@ -11,9 +11,12 @@ from relax_tf.layers.passes import EvaluationPass
 from relax_tf.step.averages import mean_over_samples
 from relax_tf.step.estimation import summed
 from relax_tf.step.hard_pass import LiveScope, ensure_built, penalties, run
-from relax_tf.step.logs import batch_size
+from relax_tf.step.logs import batch_size as size_of_batch
+from relax_tf.step.no_data import no_data
 from relax_tf.step.strategies import check_strategy
 from relax_tf.validation import positive_integer
+
+_SETTINGS = ("evaluation_samples", "certify")  # what is saved beside Keras's compile arguments
 
 
 class EvaluationSteps:
@@ -38,6 +41,14 @@ class EvaluationSteps:
     @evaluation_samples.setter
     def evaluation_samples(self, value: int) -> None:
         self._evaluation_samples = positive_integer(value, "evaluation_samples")
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, x=None, y=None, batch_size=None, *args, **kwargs):
+        check_strategy(self)
+        if x is None:
+            x = no_data(self, batch_size, steps=kwargs.get("steps"))
+            batch_size = None
+        return super().evaluate(x, y, batch_size, *args, **kwargs)
 
     def make_test_function(self, force=False):
         check_strategy(self)
@@ -65,7 +76,7 @@ class EvaluationSteps:
         def once():
             y_pred, loss, evaluation = self._evaluate_once(x, y, sample_weight)
             self._track_loss(x, y, y_pred, sample_weight, loss)
-            self._track_parts(evaluation, batch_size(x))
+            self._track_parts(evaluation, size_of_batch(x))
             return y_pred
 
         y_pred = mean_over_samples(once, self.evaluation_samples)
@@ -89,3 +100,16 @@ class EvaluationSteps:
         ensure_built(self, x)
         once = lambda: run(self, EvaluationPass(), x, training=False)  # noqa: E731
         return mean_over_samples(once, self.evaluation_samples)
+
+    # Saving.
+
+    @functools.wraps(keras.Model.get_compile_config)
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return config and {**config, **{name: getattr(self, name) for name in _SETTINGS}}
+
+    @functools.wraps(keras.Model.compile_from_config)
+    def compile_from_config(self, config):
+        super().compile_from_config({k: v for k, v in config.items() if k not in _SETTINGS})
+        for name in _SETTINGS:
+            setattr(self, name, config.get(name, getattr(self, name)))

@@ -1,4 +1,4 @@
-"""`fit` without data: for models whose parameters depend on no input."""
+"""`fit` and `evaluate` without data: for models whose parameters depend on no input."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from relax_tf.keras_internals import Functional
 from relax_tf.validation import positive_integer
 
 
-def no_data(model: keras.Model, batch_size: int | None, steps: int | None) -> tf.data.Dataset:
+def no_data(model: keras.Model, batch_size: int | None, **steps: int | None) -> tf.data.Dataset:
     """Batches without content, `[batch_size, ..., 0]` for each input, without end.
 
     Nothing is made up for an input that has a content: a model that takes one needs data.
@@ -18,16 +18,18 @@ def no_data(model: keras.Model, batch_size: int | None, steps: int | None) -> tf
         model: a functional model whose inputs are of size 0, or a subclassed model, which is given
             one tensor `[batch_size, 0]`.
         batch_size: how many samples of each layer a step draws; by default 32, as in Keras.
-        steps: the `steps_per_epoch` of `fit`.
+        steps: the `steps_per_epoch` of `fit` or the `steps` of `evaluate`, by that name.
 
     Raises:
-        ValueError: if `steps` is None, or an input of the model has a content.
+        ValueError: if that is None, or an input of the model has a content.
     """
-    if steps is None or not _takes_nothing(model):
+    ((argument, value),) = steps.items()
+    if value is None or not _takes_nothing(model):
+        method = "fit" if argument == "steps_per_epoch" else "evaluate"
         raise ValueError(
-            "`fit` needs data: `x`, a dataset or a generator. Received: x=None. Without data it "
-            "trains a model of inputs of size 0, keras.Input([0]), by "
-            "fit(steps_per_epoch=..., batch_size=...)."
+            f"`{method}` needs data: `x`, a dataset or a generator. Received: x=None. Without data "
+            "it takes a model of inputs of size 0, keras.Input([0]), by "
+            f"{method}({argument}=..., batch_size=...)."
         )
     batch_size = positive_integer(32 if batch_size is None else batch_size, "batch_size")
     batch = keras.tree.map_structure(

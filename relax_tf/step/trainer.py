@@ -167,14 +167,9 @@ class RelaxTrainer(EvaluationSteps, Logs):
     def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
         check_strategy(self)
         if x is None:
-            x = no_data(self, batch_size, kwargs.get("steps_per_epoch"))
+            x = no_data(self, batch_size, steps_per_epoch=kwargs.get("steps_per_epoch"))
             batch_size, kwargs["shuffle"] = None, False
         return super().fit(x, y, batch_size, *args, **kwargs)
-
-    @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, **kwargs):
-        check_strategy(self)
-        return super().evaluate(*args, **kwargs)
 
     def make_train_function(self, force=False):
         check_strategy(self)  # for `train_on_batch`
