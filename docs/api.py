@@ -52,7 +52,10 @@ def methods(cls: type, described: list[str]) -> list[str]:
     for base in reversed([b for b in cls.__mro__ if b.__module__.startswith("relax_tf")]):
         if base is not cls and base.__name__ in described:
             continue
-        found |= {name: value for name, value in vars(base).items() if not name.startswith("_")}
+        for name, value in vars(base).items():
+            described_above = name in found and not value.__doc__
+            if not name.startswith("_") and not described_above:
+                found[name] = value
     lines = []
     for name, value in sorted(found.items()):
         value = getattr(value, "__func__", value)

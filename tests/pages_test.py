@@ -3,9 +3,14 @@
 import pathlib
 import re
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
+import relax_tf
 from docs import api
+from tests.small_models import data, small_model
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
@@ -66,3 +71,42 @@ def test_every_public_name_is_described():
         for name in module.__all__:
             assert getattr(module, name).__doc__
             assert f"`{name}" in api.page() or f"`{module.__name__}.{name}`" in api.page()
+
+
+def recipe(page, start):
+    """What the code block with this line in it defines."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    names = {"keras": keras, "tf": tf, "relax_tf": relax_tf}
+    exec(next(block for block in blocks if start in block), names)
+    return names
+
+
+def test_recipe_of_a_weighted_kl():
+    inputs = keras.Input([3])
+    b = relax_tf.StochasticBinaryLayer(4, "flip", prior="uniform", name="b")(inputs)
+    cls = recipe("docs/keras.md", "class BetaVAE")["BetaVAE"]
+    model = cls(inputs, keras.layers.Dense(2)(b), beta=0.25)
+    model.compile("sgd", loss="mse")
+    model.get_layer("b").inference = "mode"  # the same at every evaluation
+    x, y = data()
+    logs = [model.evaluate(x, y, verbose=0, return_dict=True)]
+    model.beta.assign(3.0)
+    logs.append(model.evaluate(x, y, verbose=0, return_dict=True))
+    assert logs[0]["b_kl"] == logs[1]["b_kl"] > 0
+    assert logs[1]["loss"] - logs[0]["loss"] == pytest.approx(2.75 * logs[0]["b_kl"], rel=1e-4)
+    model.fit(x, y, verbose=0)
+
+
+def test_recipe_of_a_loop_of_ones_own():
+    model = small_model("relax")
+    model.compile(keras.optimizers.SGD(0.1), loss="mse")
+    names = recipe("docs/estimators.md", "def step(x, y)")
+    names["model"] = model
+    x, y = data()
+    model.optimizer.build(model.trainable_variables)
+    model.estimate(tf.constant(x), tf.constant(y))
+    before = {v.path: v.numpy() for v in model.trainable_variables}
+    names["step"](tf.constant(x), tf.constant(y))
+    changed = [v.path for v in model.trainable_variables if np.any(v.numpy() != before[v.path])]
+    assert any("theta/kernel" in path for path in changed)
+    assert any("relax/" in path for path in changed)

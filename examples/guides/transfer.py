@@ -5,7 +5,8 @@
 A plain Keras classifier with a sigmoid bottleneck is trained as usual. Then the bottleneck becomes
 a `StochasticBinaryLayer` of the same size, which takes over kernel and bias of the Dense by
 `set_weights(dense.get_weights())`; the layers below and above are the same objects. Keras's
-callbacks do what they always do.
+callbacks do what they always do. (A tanh unit becomes a bit of `support=(-1, 1)` with twice the
+kernel and the bias: tanh a = 2 sigmoid(2 a) - 1.)
 """
 
 import keras
