@@ -44,6 +44,16 @@ def test_certificate(name, unbiased):
     )
 
 
+def test_variance_of_one_estimate():
+    """Of REINFORCE with one unit, by hand: `s f` takes two values."""
+    p, f = 1 / (1 + np.exp(-0.4)), np.array([1.0, 3.0])
+    values, probs = np.array([-p, 1 - p]) * f, np.array([1 - p, p])
+    expected = np.sum(probs * values**2) - np.sum(probs * values) ** 2
+    dist = Bernoulli(tf.constant([[0.4]]))
+    found = diagnostics.check_unbiased("reinforce", dist, lambda b: 1 + 2 * b[..., 0])
+    np.testing.assert_allclose(found.variance, [[expected]], rtol=0.05)
+
+
 def test_certificates_of_other_distributions():
     dist = OneHotCategorical(tf.constant([[[0.3, -0.2, 0.5]]]))
     cost = lambda b: b[..., 0, 0] + 2 * b[..., 0, 1] * b[..., 0, 1]  # noqa: E731

@@ -49,10 +49,13 @@ class Certificate(NamedTuple):
     """What `check_unbiased` found.
 
     Attributes:
-        unbiased: whether every coordinate's |z| is below the threshold.
+        unbiased: whether every coordinate's |z| is below the threshold. A small bias takes many draws
+            to be seen: `concrete` and `reinmax` may pass with few.
         z_scores: how many standard errors the mean estimate is from the exact gradient.
         mean, standard_error: of the estimates.
-        exact: the exact gradient. All four are NumPy arrays in the structure of theta.
+        exact: the exact gradient.
+        variance: of one estimate; its sum over coordinates is what estimators are compared by. All
+            five are NumPy arrays in the structure of theta.
     """
 
     unbiased: bool
@@ -60,6 +63,7 @@ class Certificate(NamedTuple):
     mean: Any
     standard_error: Any
     exact: Any
+    variance: Any
 
 
 def check_unbiased(
@@ -145,6 +149,7 @@ def check_unbiased(
         mean=like_theta(exact_stack + error),
         standard_error=like_theta(standard_error),
         exact=like_theta(exact_stack),
+        variance=like_theta(variance),
     )
 
 
