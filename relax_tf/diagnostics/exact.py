@@ -49,8 +49,8 @@ class Certificate(NamedTuple):
     """What `check_unbiased` found.
 
     Attributes:
-        unbiased: whether every coordinate's |z| is below the threshold. A small bias takes many draws
-            to be seen: `concrete` and `reinmax` may pass with few.
+        unbiased: whether every coordinate's |z| is below the threshold. A small bias takes many
+            draws to be seen: `concrete` and `reinmax` may pass with few.
         z_scores: how many standard errors the mean estimate is from the exact gradient.
         mean, standard_error: of the estimates.
         exact: the exact gradient.
