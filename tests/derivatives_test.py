@@ -36,8 +36,13 @@ def test_wrong_derivatives(kind, estimator):
         model.fit(X, Y, batch_size=12, verbose=0)
 
 
-@pytest.mark.parametrize("estimator", ["relax", "disarm", "rloo", "muprop", "nvil"])
-@pytest.mark.parametrize("kind", WRONG_SLOPES)
+@pytest.mark.parametrize(
+    ("kind", "estimator"),
+    [
+        *((kind, ("relax", "disarm", "muprop")[k % 3]) for k, kind in enumerate(WRONG_SLOPES)),
+        *((kind, ("rloo", "nvil", "relax")[k % 3]) for k, kind in enumerate(WRONG_SLOPES)),
+    ],
+)
 def test_a_wrong_derivative_does_not_matter_to_others(kind, estimator):
     model_of(estimator, Apply(WRONG_SLOPES[kind])).check(X, Y)
 
