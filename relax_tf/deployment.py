@@ -9,6 +9,7 @@ from relax_tf.control_variates import is_control_variate
 from relax_tf.keras_internals import Functional, all_layers
 from relax_tf.layers import StochasticLayer
 from relax_tf.layers.passes import EvaluationPass
+from relax_tf.step.evaluation import as_by_default
 from relax_tf.step.graph import is_called_by_its_graph
 from relax_tf.step.hard_pass import run
 from relax_tf.validation import one_of
@@ -86,7 +87,8 @@ def _anew(model: Any, inference: str) -> tuple[Any, Any]:
             made[id(layer)] = _for_inference(layer, inference)
         return made[id(layer)]
 
-    clone = keras.models.clone_model(model, clone_function=layer_for_inference)
+    with as_by_default(model):  # Keras compiles the clone, a plain model maybe, as this one is
+        clone = keras.models.clone_model(model, clone_function=layer_for_inference)
     return clone.input, clone.output
 
 

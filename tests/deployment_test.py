@@ -212,3 +212,11 @@ def test_bad_requests_are_named():
         small_model().for_inference("median")
     with pytest.raises(ValueError, match="has no weights yet"):
         Subclassed().for_inference()
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_settings_that_plain_models_have_not_are_no_hindrance(maker):
+    model = trained(maker)
+    model.evaluation_samples, model.certify = 5, False
+    assert type(model.for_inference("mean")) is not type(model)
+    assert (model.evaluation_samples, model.certify) == (5, False)

@@ -1,6 +1,8 @@
 """Evaluation and prediction: hard samples, or what `layer.inference` says; means over several."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -16,7 +18,21 @@ from relax_tf.step.no_data import no_data
 from relax_tf.step.strategies import check_strategy
 from relax_tf.validation import positive_integer
 
-_SETTINGS = ("evaluation_samples", "certify")  # what is saved beside Keras's compile arguments
+# What is saved beside Keras's compile arguments, where it differs from this.
+SETTINGS = {"evaluation_samples": 1, "certify": True}
+
+
+@contextlib.contextmanager
+def as_by_default(model: Any) -> Iterator[None]:
+    """While active, the model has none of the settings that a plain model has not."""
+    settings = {name: getattr(model, name) for name in SETTINGS}
+    try:
+        for name, value in SETTINGS.items():
+            setattr(model, name, value)
+        yield
+    finally:
+        for name, value in settings.items():
+            setattr(model, name, value)
 
 
 class EvaluationSteps:
@@ -106,10 +122,12 @@ class EvaluationSteps:
     @functools.wraps(keras.Model.get_compile_config)
     def get_compile_config(self):
         config = super().get_compile_config()
-        return config and {**config, **{name: getattr(self, name) for name in _SETTINGS}}
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        changed = {name: value for name, value in settings.items() if value != SETTINGS[name]}
+        return config and {**config, **changed}
 
     @functools.wraps(keras.Model.compile_from_config)
     def compile_from_config(self, config):
-        super().compile_from_config({k: v for k, v in config.items() if k not in _SETTINGS})
-        for name in _SETTINGS:
-            setattr(self, name, config.get(name, getattr(self, name)))
+        super().compile_from_config({k: v for k, v in config.items() if k not in SETTINGS})
+        for name in SETTINGS.keys() & config.keys():
+            setattr(self, name, config[name])
