@@ -232,7 +232,9 @@ def race(
             seconds, elbo = zip(*points, strict=True)
             k = estimators.index(estimator)
             strong = estimator in ("flip", "midpoint", "midpoint+flip")
+            biased = estimator in ("reinmax", "straight_through", "concrete")
             style = {"color": colours[k % 20], "lw": 2.4 if strong else 1.2}
+            style["ls"] = "--" if biased else "-"
             axis.semilogx(seconds, elbo, label=estimator, **style)
             top = max(top, *(value for value in elbo if np.isfinite(value)))
         axis.set_ylim(floor, top + 0.04 * (top - floor))

@@ -219,7 +219,7 @@ Batches of 24, Adam, rate and steps as in the tables, seed 0, static binarisatio
 in nats on 10 000 images. Each estimator at the better of the rates that `configs/race.py` tries
 with it. *ms*: the median time of a step with XLA on one core, all estimators of a model in turns in
 one process; *s to*: seconds of training until the ELBO is reached, steps times that. `a+b`
-is `a` at the first stochastic layer and `b` at the second."""
+is `a` at the first stochastic layer and `b` at the second. Dashed: biased estimators."""
 
 _VARIANCES = """*variance*: of the gradient at theta, summed over units and layers, mean over 100
 validation images, at one model that is frozen after its run (`config.frozen`) and to which each
