@@ -82,11 +82,11 @@ class ThetaLayer(keras.layers.Layer):
         units = shape[-self.unit_rank :]
         if len(shape) <= len(units) or None in units:
             lacks = self.unit_rank == 2 and len(shape) == 2 and shape[-1]
-            remedy = f" Of one variable: keras.layers.Reshape([1, {shape[-1]}])." if lacks else ""
+            remedy = f". Of one variable: keras.layers.Reshape([1, {shape[-1]}])." if lacks else ""
             raise ValueError(
                 f"layer {self.name!r} has no kernel: its inputs are theta, and must have shape "
                 f"{self.theta_shape} with known {self.theta_shape.split('..., ')[1][:-1]}. "
-                f"Received shape: {inputs_shape}.{remedy}"
+                f"Received shape: {inputs_shape}{remedy}"
             )
         axes = {-axis: size for axis, size in enumerate(reversed(units), start=1)}
         spec = keras.InputSpec(min_ndim=len(units) + 1, axes=axes)

@@ -13,7 +13,7 @@ from relax_tf.layers.passes import EvaluationPass
 from relax_tf.step.averages import mean_over_samples
 from relax_tf.step.estimation import summed
 from relax_tf.step.hard_pass import LiveScope, ensure_built, penalties, run
-from relax_tf.step.logs import batch_size as size_of_batch
+from relax_tf.step.logs import batch_size
 from relax_tf.step.no_data import no_data
 from relax_tf.step.strategies import check_strategy
 from relax_tf.validation import positive_integer
@@ -62,8 +62,7 @@ class EvaluationSteps:
     def evaluate(self, x=None, y=None, batch_size=None, *args, **kwargs):
         check_strategy(self)
         if x is None:
-            x = no_data(self, batch_size, steps=kwargs.get("steps"))
-            batch_size = None
+            x, batch_size = no_data(self, "evaluate", batch_size, kwargs), None
         return super().evaluate(x, y, batch_size, *args, **kwargs)
 
     def make_test_function(self, force=False):
@@ -92,7 +91,7 @@ class EvaluationSteps:
         def once():
             y_pred, loss, evaluation = self._evaluate_once(x, y, sample_weight)
             self._track_loss(x, y, y_pred, sample_weight, loss)
-            self._track_parts(evaluation, size_of_batch(x))
+            self._track_parts(evaluation, batch_size(x))
             return y_pred
 
         y_pred = mean_over_samples(once, self.evaluation_samples)

@@ -8,8 +8,12 @@ import tensorflow as tf
 from relax_tf.keras_internals import Functional
 from relax_tf.validation import positive_integer
 
+_STEPS = {"fit": "steps_per_epoch", "evaluate": "steps"}
 
-def no_data(model: keras.Model, batch_size: int | None, **steps: int | None) -> tf.data.Dataset:
+
+def no_data(
+    model: keras.Model, method: str, batch_size: int | None, arguments: dict[str, Any]
+) -> tf.data.Dataset:
     """Batches without content, `[batch_size, ..., 0]` for each input, without end.
 
     Nothing is made up for an input that has a content: a model that takes one needs data.
@@ -17,19 +21,20 @@ def no_data(model: keras.Model, batch_size: int | None, **steps: int | None) -> 
     Args:
         model: a functional model whose inputs are of size 0, or a subclassed model, which is given
             one tensor `[batch_size, 0]`.
+        method: `"fit"` or `"evaluate"`.
         batch_size: how many samples of each layer a step draws; by default 32, as in Keras.
-        steps: the `steps_per_epoch` of `fit` or the `steps` of `evaluate`, by that name.
+        arguments: the other keyword arguments of the method.
 
     Raises:
-        ValueError: if that is None, or an input of the model has a content.
+        ValueError: if the number of steps is not among them, or an input of the model has a
+            content.
     """
-    ((argument, value),) = steps.items()
-    if value is None or not _takes_nothing(model):
-        method = "fit" if argument == "steps_per_epoch" else "evaluate"
+    steps = _STEPS[method]
+    if arguments.get(steps) is None or not _takes_nothing(model):
         raise ValueError(
             f"`{method}` needs data: `x`, a dataset or a generator. Received: x=None. Without data "
             "it takes a model of inputs of size 0, keras.Input([0]), by "
-            f"{method}({argument}=..., batch_size=...)."
+            f"{method}({steps}=..., batch_size=...)."
         )
     batch_size = positive_integer(32 if batch_size is None else batch_size, "batch_size")
     batch = keras.tree.map_structure(

@@ -167,7 +167,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
     def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
         check_strategy(self)
         if x is None:
-            x = no_data(self, batch_size, steps_per_epoch=kwargs.get("steps_per_epoch"))
+            x = no_data(self, "fit", batch_size, kwargs)
             batch_size, kwargs["shuffle"] = None, False
         return super().fit(x, y, batch_size, *args, **kwargs)
 
