@@ -214,6 +214,7 @@ def race(
     path: pathlib.Path,
     lines: dict[tuple[str, str], list[tuple[float, float]]],
     floors: dict[str, float],
+    dashed: Sequence[str] = (),
 ) -> None:
     """ELBO by seconds, a panel for each architecture; an estimator has one colour in all of them.
 
@@ -221,6 +222,7 @@ def race(
         path: of the figure.
         lines: by architecture and estimator, pairs of seconds and ELBO.
         floors: of each architecture, the ELBO below which nothing is shown.
+        dashed: estimators whose lines are.
     """
     estimators = list(dict.fromkeys(estimator for _, estimator in lines))
     colours = plt.get_cmap("tab20").colors
@@ -232,9 +234,8 @@ def race(
             seconds, elbo = zip(*points, strict=True)
             k = estimators.index(estimator)
             strong = estimator in ("flip", "midpoint", "midpoint+flip")
-            biased = estimator in ("reinmax", "straight_through", "concrete")
             style = {"color": colours[k % 20], "lw": 2.4 if strong else 1.2}
-            style["ls"] = "--" if biased else "-"
+            style["ls"] = "--" if estimator in dashed else "-"
             axis.semilogx(seconds, elbo, label=estimator, **style)
             top = max(top, *(value for value in elbo if np.isfinite(value)))
         axis.set_ylim(floor, top + 0.04 * (top - floor))

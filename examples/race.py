@@ -31,8 +31,8 @@ from configs import vae as vae_config
 from examples import figures, sweep, vae
 from examples.checkpoints import Checkpoint
 from examples.data import batches
-from examples.metrics import read_metrics
 from examples.runs import replace_file
+from examples.stored import read_runs
 
 
 class Entry(NamedTuple):
@@ -78,11 +78,12 @@ def run_all(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     failed = sweep.sweep(list(runs.values()), parallel=1)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(run.name for run in failed)}")
-    rows = [
-        {**entry._asdict(), "step": int(row["step"]), "validation_elbo": row["validation_elbo"]}
-        for entry, run in runs.items()
-        for row in read_metrics(run.folder / "metrics.csv")
-    ]
+    rows = []
+    for entry, run in runs.items():
+        (trained,) = read_runs(run.folder)
+        for row in trained.rows:
+            of_step = {"step": int(row["step"]), "validation_elbo": row["validation_elbo"]}
+            rows.append({**entry._asdict(), **of_step, "commit": trained.commits})
     _write(workdir / "curves.csv", rows)
 
 
@@ -208,7 +209,7 @@ def draw(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         for (architecture, estimator), entry in best_rates(curves).items()
     }
     targets = {architecture: min(values) for architecture, values in config.targets.items()}
-    figures.race(workdir / "race.png", lines, targets)
+    figures.race(workdir / "race.png", lines, targets, config.biased)
 
 
 _INTRODUCTION = """# The race on MNIST
@@ -219,7 +220,8 @@ Batches of 24, Adam, rate and steps as in the tables, seed 0, static binarisatio
 in nats on 10 000 images. Each estimator at the better of the rates that `configs/race.py` tries
 with it. *ms*: the median time of a step with XLA on one core, all estimators of a model in turns in
 one process; *s to*: seconds of training until the ELBO is reached, steps times that. `a+b`
-is `a` at the first stochastic layer and `b` at the second. Dashed: biased estimators."""
+is `a` at the first stochastic layer and `b` at the second. Dashed: biased estimators. The
+commit of each run stands in curves.csv."""
 
 _VARIANCES = """*variance*: of the gradient at theta, summed over units and layers, mean over 100
 validation images, at one model that is frozen after its run (`config.frozen`) and to which each

@@ -102,7 +102,7 @@ class TwoLayerVAE(relax_tf.RelaxModel):
 def prior_means(model: relax_tf.RelaxModel, count: int, seed: int = 0) -> np.ndarray:
     """Pixel means of `count` samples of the generative model, `[count, pixels]`."""
     top = stochastic_layers(model)[-1]
-    b = tf.squeeze(top.prior_distribution().draw(seed, sample_shape=(count,)).b, 1)
+    b = top.sample_prior([count], seed)
     if isinstance(model, TwoLayerVAE):
         logits = model.get_layer("b1_prior")(b)
         b = relax_tf.distributions.Bernoulli(logits, top.support).draw(seed + 1).b
