@@ -8,6 +8,12 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
+# TensorFlow's tuning of input pipelines makes every `fit` wait for a tenth of a second at its end.
+_iterator_of = tf.data.Dataset.__iter__
+_UNTUNED = tf.data.Options()
+_UNTUNED.autotune.enabled = False
+tf.data.Dataset.__iter__ = lambda dataset: _iterator_of(dataset.with_options(_UNTUNED))
+
 # Few examples, the same in every run: properties share the time of a whole suite.
 hypothesis.settings.register_profile(
     "bounded", max_examples=12, deadline=None, derandomize=True, database=None

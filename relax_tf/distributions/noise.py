@@ -5,12 +5,13 @@ faster than TensorFlow's default choice.
 """
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-_PHILOX = "philox"
+_OF_NOISE, _OF_SEEDS = 0, 1  # the second word of a counter
 
 
 def make_seed(seed: object = None) -> tf.Tensor:
@@ -42,8 +43,29 @@ def make_seed(seed: object = None) -> tf.Tensor:
 
 
 def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
-    """A new seed, independent of `seed` and different for each integer `data`."""
-    return tf.random.experimental.stateless_fold_in(seed, data, alg=_PHILOX)
+    """A new seed, independent of `seed` and different for each integer `data`, at least 0."""
+    return _bits([2], tf.int32, seed, data, _OF_SEEDS)
+
+
+def _bits(
+    shape: Any, dtype: tf.DType, seed: tf.Tensor, start: int | tf.Tensor, purpose: int
+) -> tf.Tensor:
+    """Random integers: Philox with the seed as its key and the counter from `start` on.
+
+    TensorFlow's own functions draw key and counter from the seed first, by another Philox and two
+    dozen operations. The purpose is the counter's upper word: noise and seeds share no block.
+    """
+    if tf.is_tensor(start):
+        counter = tf.stack([tf.cast(start, tf.uint64), tf.constant(purpose, tf.uint64)])
+    else:
+        counter = np.array([start, purpose], np.uint64)
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=shape,
+        key=tf.reshape(tf.bitcast(seed, tf.uint64), [1]),
+        counter=counter,
+        alg=tf.random.Algorithm.PHILOX.value,
+        dtype=dtype,
+    )
 
 
 def substreams(seed: tf.Tensor, count: int) -> list[tf.Tensor]:
@@ -62,7 +84,7 @@ def uniform(shape: tf.TensorShape | tf.Tensor, dtype: tf.DType, seed: tf.Tensor)
     floats are not.
     """
     bits_dtype, mantissa = {tf.float32: (tf.uint32, 23), tf.float64: (tf.uint64, 52)}[dtype]
-    bits = tf.random.stateless_uniform(shape, seed, None, None, bits_dtype, alg=_PHILOX)
+    bits = _bits(shape, bits_dtype, seed, 0, _OF_NOISE)
     cell = tf.bitwise.right_shift(bits, tf.constant(8 * bits_dtype.size - mantissa, bits_dtype))
     return (tf.cast(cell, dtype) + 0.5) * 2.0**-mantissa
 
