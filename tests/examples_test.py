@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import time
 
@@ -34,47 +35,52 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("tfds")
 
 
-def test_vae_writes_its_results_and_improves(tmp_path, data_dir):
-    overrides = ["--config.steps=600", "--config.log_every=200", f"--config.data_dir={data_dir}"]
-    output = run("vae", "vae_digits", tmp_path, *overrides)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """A VAE's run, the overrides of its command, and what it printed."""
+    overrides = ["--config.steps=600", "--config.log_every=100", f"--config.data_dir={data_dir}"]
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, overrides, run("vae", "vae_digits", workdir, *overrides)
+
+
+def test_vae_writes_its_results_and_improves(finished):
+    workdir, _, output = finished
     assert "validation ELBO" in output
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((workdir / "config.json").read_text())
     assert config["dataset"] == "digits"
-    rows = read_metrics(tmp_path / "metrics.csv")
+    rows = read_metrics(workdir / "metrics.csv")
     assert list(rows[0]) == ["step", "train_elbo", "validation_elbo", "b_second_moment", "seconds"]
-    assert [row["step"] for row in rows] == [0, 200, 400, 600]
+    assert [row["step"] for row in rows] == list(range(0, 700, 100))
     assert rows[-1]["validation_elbo"] > rows[0]["validation_elbo"] + 2
     for figure in ("curves", "reconstructions", "prior_samples"):
-        assert (tmp_path / "figures" / f"{figure}.png").stat().st_size > 5_000
+        assert (workdir / "figures" / f"{figure}.png").stat().st_size > 5_000
 
 
-def test_killed_vae_resumes_as_if_nothing_had_happened(tmp_path, data_dir):
-    overrides = ["--config.steps=800", "--config.log_every=100", f"--config.data_dir={data_dir}"]
-    run("vae", "vae_digits", tmp_path / "whole", *overrides)
-    process = start("vae", "vae_digits", tmp_path / "killed", *overrides)
-    while process.poll() is None and len(read_metrics(tmp_path / "killed" / "metrics.csv")) < 4:
+def test_killed_vae_resumes_as_if_nothing_had_happened(finished, tmp_path):
+    whole, overrides, _ = finished
+    process = start("vae", "vae_digits", tmp_path, *overrides)
+    while process.poll() is None and len(read_metrics(tmp_path / "metrics.csv")) < 4:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
-    run("vae", "vae_digits", tmp_path / "killed", *overrides)
-    whole, killed = (without_seconds(tmp_path / n / "metrics.csv") for n in ("whole", "killed"))
-    assert len(whole) == len(killed) == 9
+    run("vae", "vae_digits", tmp_path, *overrides)
+    whole, killed = (without_seconds(folder / "metrics.csv") for folder in (whole, tmp_path))
+    assert len(whole) == len(killed) == 7
     for a, b in zip(whole, killed, strict=True):
         np.testing.assert_equal(a, b)
 
 
-def test_another_configuration_does_not_overwrite_a_run(tmp_path, data_dir):
-    overrides = ["--config.steps=100", "--config.log_every=100", f"--config.data_dir={data_dir}"]
-    run("vae", "vae_digits", tmp_path, *overrides)
-    process = start("vae", "vae_digits", tmp_path, *overrides, "--config.estimator=rebar")
+def test_another_configuration_does_not_overwrite_a_run(finished):
+    workdir, overrides, _ = finished
+    process = start("vae", "vae_digits", workdir, *overrides, "--config.estimator=rebar")
     assert "differ in ['estimator']" in process.communicate()[0]
     assert process.returncode != 0
 
 
-def test_damaged_checkpoint_is_named(tmp_path, data_dir):
-    overrides = ["--config.steps=100", "--config.log_every=100", f"--config.data_dir={data_dir}"]
-    run("vae", "vae_digits", tmp_path, *overrides)
+def test_damaged_checkpoint_is_named(finished, tmp_path):
+    workdir, overrides, _ = finished
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     checkpoint = tmp_path / "checkpoints" / "vae.keras"
     damaged = bytearray(checkpoint.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
@@ -86,6 +92,7 @@ def test_damaged_checkpoint_is_named(tmp_path, data_dir):
 
 def test_black_box_trains_resumes_and_collects(tmp_path):
     overrides = ["--config.log_every=100", "--config.num_seeds=1", "--config.variance_draws=20"]
+    overrides.append("--config.estimators=('reinforce', 'relax', 'relaxed_disarm')")
     run("black_box", "black_box", tmp_path, *overrides, "--config.steps=200")
     run("black_box", "black_box", tmp_path, *overrides, "--config.steps=400")
     rows = {
@@ -98,7 +105,7 @@ def test_black_box_trains_resumes_and_collects(tmp_path):
     assert (tmp_path / "figures" / "black_box.png").stat().st_size > 10_000
     combined = (tmp_path / "metrics.csv").read_text().splitlines()
     assert combined[0] == "estimator,seed,step,hours,log_variance,seconds"
-    assert len(combined) == 1 + 6 * 5
+    assert len(combined) == 1 + 3 * 5
 
 
 def test_schedule_of_a_day_worked_out_by_hand():

@@ -1,7 +1,6 @@
 """What a model does in its life: ways to run it, saving, logs, precisions, noise, threads."""
 
 import gc
-import itertools
 import os
 
 import keras
@@ -15,7 +14,7 @@ from tests.small_models import FunctionalSubclass, Subclassed, data, small_model
 from tests.stacks import BINARY, CATEGORICAL, NORMAL, mixed_model
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations([0, 1, 2])))
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0)])
 def test_both_kinds_of_model_live_together_in_any_order(order):
     makers = [small_model, Subclassed, FunctionalSubclass]
     for index in order:
@@ -29,7 +28,6 @@ def test_both_kinds_of_model_live_together_in_any_order(order):
 EXECUTION = [
     {"run_eagerly": True},
     {"jit_compile": False},
-    {"jit_compile": True},
     {"jit_compile": True, "steps_per_execution": 4},
 ]
 
