@@ -23,7 +23,8 @@ def train(seed=3, deep=True, **compile_arguments):
     keras.utils.set_random_seed(seed)
     inputs = keras.Input([4])
     x = keras.layers.Dropout(0.3)(keras.layers.Dense(6, "tanh")(inputs))
-    binary = relax_tf.StochasticBinaryLayer(3, "relaxed_rebar", prior="learned")(x)
+    estimator = "relax" if deep else "relaxed_rebar"
+    binary = relax_tf.StochasticBinaryLayer(3, estimator, prior="learned")(x)
     top = binary
     if deep:
         one_hot = relax_tf.StochasticCategoricalLayer(2, 3, "rloo")(binary)

@@ -67,7 +67,7 @@ def test_two_replicas_with_given_noise_train_as_one(strategy, estimator, loss, w
         np.testing.assert_allclose(logs[1][name], values, rtol=1e-4)
 
 
-@pytest.mark.parametrize("estimator", ["relaxed_rebar", "concrete"])
+@pytest.mark.parametrize("estimator", ["relax", "concrete"])
 def test_metrics_of_a_ragged_last_batch_are_means_over_the_examples(strategy, estimator):
     """Three examples on two replicas; nothing moves, so that the updates play no part."""
     with strategy.scope():

@@ -136,7 +136,7 @@ def test_categorical_vae_improves(tmp_path, data_dir):
     overrides = ["--config.steps=400", "--config.log_every=200", f"--config.data_dir={data_dir}"]
     run("vae", "vae_categorical", tmp_path, *overrides, "--config.iwae_samples=2")
     rows = read_metrics(tmp_path / "metrics.csv")
-    assert rows[-1]["validation_elbo"] > rows[0]["validation_elbo"] + 1
+    assert rows[-1]["validation_elbo"] > rows[0]["validation_elbo"] + 0.4  # seeds: 0.6 to 1.1
 
 
 @pytest.mark.skipif(

@@ -62,7 +62,7 @@ def test_other_words_are_refused_and_change_nothing():
 @pytest.mark.parametrize("maker", [small_model, Subclassed])
 def test_assignment_after_training_takes_effect_in_evaluate_and_predict(maker):
     model = maker()
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", run_eagerly=True)
     x, y = data()
     model.fit(x, y, verbose=0)
     layer = next(layer for layer in model.layers if isinstance(layer, BINARY))
@@ -126,7 +126,7 @@ def test_means_of_tensors_and_symbols(cls):
 
 def test_a_mean_is_no_call_of_the_layer_and_gradients_are_exact():
     model = with_probabilities()
-    model.compile("sgd", loss={"y": "mse"})
+    model.compile("sgd", loss={"y": "mse"}, run_eagerly=True)
     shake(model.trainable_variables, 0.7)
     x, y = data(2)
     x, y, _ = tiled(x, y, 100)
@@ -155,7 +155,7 @@ def test_a_mean_leaves_parallel_samples_alone_in_replays():
 @pytest.mark.parametrize("copied", ["file", "clone", "config"])
 def test_models_with_means_save_load_and_clone(copied, tmp_path):
     model = with_probabilities()
-    model.compile("adam", loss={"y": "mse"})
+    model.compile("adam", loss={"y": "mse"}, run_eagerly=True)
     x, y = data()
     model.fit(x, {"y": y}, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -169,5 +169,5 @@ def test_models_with_means_save_load_and_clone(copied, tmp_path):
         again.predict(x, verbose=0)["p"], model.predict(x, verbose=0)["p"]
     )
     assert len(again.layers) == len(model.layers)
-    again.compile("adam", loss={"y": "mse"})
+    again.compile("adam", loss={"y": "mse"}, run_eagerly=True)
     assert np.isfinite(again.fit(x, {"y": y}, verbose=0).history["loss"]).all()

@@ -104,12 +104,12 @@ def test_the_scale_of_the_loss_changes_no_step():
 @pytest.mark.parametrize("frozen", ["b", "outputs", "estimator"])
 def test_frozen_parts_stay_with_the_optimizer_that_knew_them(frozen):
     model = small_model()
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", run_eagerly=True)
     model.fit(*data(), verbose=0)
     layer = model.get_layer("b")
     part = layer.estimator if frozen == "estimator" else model.get_layer(frozen)
     part.trainable = False
-    model.compile(model.optimizer, loss="mse")
+    model.compile(model.optimizer, loss="mse", run_eagerly=True)
     kept = [(variable, variable.numpy()) for variable in part.weights]
     free = [(variable, variable.numpy()) for variable in model.trainable_variables]
     model.fit(*data(), verbose=0)
@@ -122,10 +122,10 @@ def test_frozen_parts_stay_with_the_optimizer_that_knew_them(frozen):
 def test_an_optimizer_that_never_saw_a_variable_says_so():
     model = small_model()
     model.get_layer("outputs").trainable = False
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", run_eagerly=True)
     model.fit(*data(), verbose=0)
     model.get_layer("outputs").trainable = True
-    model.compile(model.optimizer, loss="mse")
+    model.compile(model.optimizer, loss="mse", run_eagerly=True)
     with pytest.raises(ValueError, match="Unknown variable"):
         model.fit(*data(), verbose=0)
 

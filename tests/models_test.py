@@ -20,7 +20,7 @@ def test_both_kinds_of_model_live_together_in_any_order(order):
     for index in order:
         model = makers[index]()
         assert isinstance(model, relax_tf.RelaxModel)
-        model.compile("adam", loss="mse")
+        model.compile("adam", loss="mse", run_eagerly=True)
         model.fit(*data(), verbose=0)
     assert relax_tf.RelaxModel.__bases__[1] is keras.Model
 
@@ -50,7 +50,7 @@ def test_execution_modes_train_alike(maker):
 @pytest.mark.parametrize("maker", [small_model, Subclassed, FunctionalSubclass])
 def test_saved_model_continues_as_the_original_would(maker, tmp_path):
     model = maker()
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", run_eagerly=True)
     model.fit(*data(), batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -94,7 +94,7 @@ def test_learning_rate_schedules_touch_the_model_only():
 
 def test_both_groups_train():
     model = small_model()
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", run_eagerly=True)
     before = [v.numpy() for v in model.trainable_variables]
     model.fit(*data(), epochs=3, verbose=0)
     for variable, value in zip(model.trainable_variables, before, strict=True):
@@ -139,7 +139,7 @@ def test_everything_frozen_is_no_error():
 def test_mixed_precision_trains():
     keras.config.set_dtype_policy("mixed_float16")
     model = small_model()
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", run_eagerly=True)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     history = model.fit(*data(), epochs=2, verbose=0).history
     assert np.isfinite(history["loss"]).all()
@@ -184,7 +184,7 @@ def test_mixed_model_execution_modes_train_alike():
 
 def test_saved_mixed_model_continues_as_the_original_would(tmp_path):
     model = all_three(kl="sampled")
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", run_eagerly=True)
     model.fit(*data(), batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

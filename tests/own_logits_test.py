@@ -149,7 +149,7 @@ def test_gradients_of_what_computes_loc_and_scale_are_exact():
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
 def test_models_train_save_and_load(cls, kind, tmp_path):
     model = functional(cls, prior="learned") if kind == "functional" else Subclassed(cls.__name__)
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", run_eagerly=True)
     model.fit(*data(), batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -234,7 +234,7 @@ def test_theta_keeps_its_precision(cls, policy):
     assert dist.dtype == ("float64" if policy == "float64" else "float32")
     np.testing.assert_array_equal(tf.nest.flatten(dist.theta)[0], tf.cast(theta, dist.dtype))
     model = functional(cls, prior="learned")
-    model.compile("adam", loss="mse")
+    model.compile("adam", loss="mse", run_eagerly=True)
     assert np.isfinite(model.fit(*data(), verbose=0).history["loss"]).all()
 
 
