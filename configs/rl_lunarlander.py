@@ -14,7 +14,7 @@ def get_config():
     config.environment = "LunarLander-v3"
     config.thresholds = (200.0,)
     config.learning_rate = 3e-3
-    config.episodes = 2_000  # a budget; the task takes tens of thousands
+    config.episodes = 3_000
     config.variance_every = 100
     config.variance_rollouts = 20
     return config
