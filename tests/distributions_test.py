@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -282,6 +284,32 @@ def test_noise_is_the_same_under_xla(dtype, family):
     for jit_compile in (False, True):
         compiled = tf.function(draw, jit_compile=jit_compile)(seed)
         np.testing.assert_allclose(compiled, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_seeds_that_differ_in_one_bit_draw_independent_noise():
+    """Those that a counter makes, those folded from one seed, and noise beside folded seeds."""
+
+    def eight(seed):
+        folded = noise.fold_in(seed, 1)
+        parts = (noise.uniform([4], tf.float32, part) for part in (seed, folded))
+        return tf.concat([*parts], 0)
+
+    @tf.function
+    def draws(seeds):
+        return tf.map_fn(eight, seeds, fn_output_signature=tf.float32)
+
+    numbers = tf.range(1500)
+    counted = tf.stack([numbers, tf.zeros_like(numbers)], -1)
+    root = noise.make_seed(7)
+    folded = tf.map_fn(lambda number: noise.fold_in(root, number), numbers)
+    assert len(np.unique(folded.numpy().view(np.int64))) == 1500
+    for seeds in (counted, folded):
+        normal = math.sqrt(2) * tf.math.erfinv(2 * draws(seeds) - 1).numpy()
+        neighbours = np.concatenate([normal[:-1], normal[1:]], -1)
+        correlations = np.corrcoef(neighbours.T)[np.triu_indices(16, 1)] * math.sqrt(1499)
+        assert np.abs(correlations).max() < 4.5
+        assert np.abs(normal.mean(0)).max() * math.sqrt(1500) < 4.5
+        assert np.abs((normal**2).mean(0) - 1).max() * math.sqrt(1500 / 2) < 4.5
 
 
 def test_sample_shape_leads():
