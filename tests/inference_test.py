@@ -62,7 +62,7 @@ def test_other_words_are_refused_and_change_nothing():
 @pytest.mark.parametrize("maker", [small_model, Subclassed])
 def test_assignment_after_training_takes_effect_in_evaluate_and_predict(maker):
     model = maker()
-    model.compile("adam", loss="mse", run_eagerly=True)
+    model.compile("adam", loss="mse")
     x, y = data()
     model.fit(x, y, verbose=0)
     layer = next(layer for layer in model.layers if isinstance(layer, BINARY))

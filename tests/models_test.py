@@ -139,7 +139,7 @@ def test_everything_frozen_is_no_error():
 def test_mixed_precision_trains():
     keras.config.set_dtype_policy("mixed_float16")
     model = small_model()
-    model.compile("adam", loss="mse", run_eagerly=True)
+    model.compile("adam", loss="mse")
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     history = model.fit(*data(), epochs=2, verbose=0).history
     assert np.isfinite(history["loss"]).all()
