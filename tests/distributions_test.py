@@ -303,6 +303,7 @@ def test_seeds_that_differ_in_one_bit_draw_independent_noise():
     root = noise.make_seed(7)
     folded = tf.map_fn(lambda number: noise.fold_in(root, number), numbers)
     assert len(np.unique(folded.numpy().view(np.int64))) == 1500
+    np.testing.assert_array_equal(noise.fold_in(root, -1), noise.fold_in(root, tf.constant(-1)))
     for seeds in (counted, folded):
         normal = math.sqrt(2) * tf.math.erfinv(2 * draws(seeds) - 1).numpy()
         neighbours = np.concatenate([normal[:-1], normal[1:]], -1)

@@ -43,7 +43,7 @@ def make_seed(seed: object = None) -> tf.Tensor:
 
 
 def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
-    """A new seed, independent of `seed` and different for each integer `data`, at least 0."""
+    """A new seed, independent of `seed` and different for each integer `data`."""
     return _bits([2], tf.int32, seed, data, _OF_SEEDS)
 
 
@@ -55,14 +55,10 @@ def _bits(
     TensorFlow's own functions draw key and counter from the seed first, by another Philox and two
     dozen operations. The purpose is the counter's upper word: noise and seeds share no block.
     """
-    if tf.is_tensor(start):
-        counter = tf.stack([tf.cast(start, tf.uint64), tf.constant(purpose, tf.uint64)])
-    else:
-        counter = np.array([start, purpose], np.uint64)
     return tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=shape,
         key=tf.reshape(tf.bitcast(seed, tf.uint64), [1]),
-        counter=counter,
+        counter=tf.cast(tf.stack([start, purpose]), tf.uint64),
         alg=tf.random.Algorithm.PHILOX.value,
         dtype=dtype,
     )
