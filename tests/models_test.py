@@ -1,6 +1,7 @@
 """What a model does in its life: ways to run it, saving, logs, precisions, noise, threads."""
 
 import gc
+import itertools
 import os
 
 import keras
@@ -14,7 +15,7 @@ from tests.small_models import FunctionalSubclass, Subclassed, data, small_model
 from tests.stacks import BINARY, CATEGORICAL, NORMAL, mixed_model
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0)])
+@pytest.mark.parametrize("order", list(itertools.permutations([0, 1, 2])))
 def test_both_kinds_of_model_live_together_in_any_order(order):
     makers = [small_model, Subclassed, FunctionalSubclass]
     for index in order:
