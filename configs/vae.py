@@ -11,7 +11,7 @@ def get_config():
     config.binarization = "static_bernoulli"
     config.splits = ()  # TFDS splits for training, validation (and test); (): the dataset's own
     # Model.
-    config.architecture = "linear1"  # or "linear2", "nonlinear", "categorical"
+    config.architecture = "linear1"  # or "linear2", "nonlinear", "nonlinear_wide", "categorical"
     config.units = 200  # Bernoulli units per stochastic layer
     config.num_variables = 20  # of "categorical"
     config.num_classes = 10

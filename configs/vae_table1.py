@@ -2,9 +2,10 @@
 
     python -m examples.vae --config=configs/vae_table1.py:mnist-linear1-rebar --workdir=DIR
 
-with `mnist`, `omniglot` or `digits`, with `linear1`, `linear2` or `nonlinear`, and with any
-estimator for discrete variables: the paper's `nvil`, `muprop`, `rebar` and `relaxed_rebar` (its
-RELAX), or another, `disarm` for example.
+with `mnist`, `omniglot` or `digits`, with `linear1`, `linear2`, `nonlinear` or `nonlinear_wide`
+(the decoder that the paper's published code has), and with any estimator for discrete variables:
+the paper's `nvil`, `muprop`, `rebar` and `relaxed_rebar` (its RELAX), or another, `disarm` for
+example.
 
 The paper's settings: batches of 24, 2 000 000 steps, Adam with beta_2 = 0.99999, 1 000 steps in
 which the control variate trains alone. The learning rate, `RATES`, was chosen from the paper's grid
@@ -15,7 +16,7 @@ which the control variate trains alone. The learning rate, `RATES`, was chosen f
 
 from configs import vae
 
-RATES = {"linear1": 1e-3, "linear2": 1e-3, "nonlinear": 5e-4}
+RATES = {"linear1": 1e-3, "linear2": 1e-3, "nonlinear": 5e-4, "nonlinear_wide": 5e-4}
 
 
 def get_config(row="mnist-linear1-relaxed_rebar"):

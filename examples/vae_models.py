@@ -3,7 +3,11 @@
     linear1     q(b|x)            p(x|b) p(b)              linear maps
     linear2     q(b2|b1) q(b1|x)  p(x|b1) p(b1|b2) p(b2)   linear maps
     nonlinear   q(b|x)            p(x|b) p(b)              two tanh layers before each linear map
+    nonlinear_wide                                         those of the decoder as wide as the image
     categorical q(b|x)            p(x|b) p(b)              one-hot variables, linear maps
+
+The paper says no more of its nonlinear model than that; its published code passes the number of
+pixels for the width of the decoder's tanh layers (784), which is `nonlinear_wide`.
 
 Every stochastic layer has `config.units` binary units in {-1, 1} (`categorical`:
 `config.num_variables` variables of `config.num_classes` classes); the topmost has a learned prior.
@@ -13,7 +17,7 @@ layers before it. KL terms are taken at the samples, so that `-cost` is the log-
 `log p(x, b) - log q(b|x)` of a sample from q.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import ml_collections
@@ -51,9 +55,20 @@ def _linear2(config: ml_collections.ConfigDict, images: Images) -> relax_tf.Rela
 
 
 def _nonlinear(config: ml_collections.ConfigDict, images: Images) -> relax_tf.RelaxModel:
+    return _tanh_vae(config, images, config.tanh_units)
+
+
+def _nonlinear_wide(config: ml_collections.ConfigDict, images: Images) -> relax_tf.RelaxModel:
+    return _tanh_vae(config, images, [images.mean.size] * len(config.tanh_units))
+
+
+def _tanh_vae(
+    config: ml_collections.ConfigDict, images: Images, decoder_units: Sequence[int]
+) -> relax_tf.RelaxModel:
     x, centred = _inputs(images)
-    encoder = keras.Sequential(_tanh_layers(config), name="encoder")
-    decoder = keras.Sequential([*_tanh_layers(config), _linear("logits", images)], name="decoder")
+    encoder = keras.Sequential(_tanh_layers(config.tanh_units), name="encoder")
+    decoder_layers = [*_tanh_layers(decoder_units), _linear("logits", images)]
+    decoder = keras.Sequential(decoder_layers, name="decoder")
     b = _binary(config, "b", prior="learned")(encoder(centred), context=centred)
     return relax_tf.RelaxModel(x, decoder(b), name="vae")
 
@@ -76,6 +91,7 @@ ARCHITECTURES: dict[str, Callable] = {
     "linear1": _linear1,
     "linear2": _linear2,
     "nonlinear": _nonlinear,
+    "nonlinear_wide": _nonlinear_wide,
     "categorical": _categorical,
 }
 
@@ -165,8 +181,8 @@ def _binary(
     )
 
 
-def _tanh_layers(config: ml_collections.ConfigDict) -> list[keras.layers.Layer]:
-    return [keras.layers.Dense(units, activation="tanh") for units in config.tanh_units]
+def _tanh_layers(widths: Sequence[int]) -> list[keras.layers.Layer]:
+    return [keras.layers.Dense(units, activation="tanh") for units in widths]
 
 
 def _linear(name: str, images: Images) -> keras.layers.Layer:

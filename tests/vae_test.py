@@ -73,7 +73,7 @@ def log_joint_and_posterior(model, x):
     return joint, posterior + log_bernoulli(dense(layer2.dense, b1), b2)
 
 
-@pytest.mark.parametrize("architecture", ["linear1", "linear2", "nonlinear"])
+@pytest.mark.parametrize("architecture", ["linear1", "linear2", "nonlinear", "nonlinear_wide"])
 def test_bounds_agree_with_enumeration(architecture):
     model, images = tiny(architecture)
     samples = 20_000
@@ -186,6 +186,18 @@ def test_control_variates_see_the_image_and_samples_upstream():
     np.testing.assert_array_equal(context[:, 4:], evaluation.latents["b1"].sample)
     nonlinear, _ = tiny("nonlinear", "relax")
     assert seen(nonlinear.get_layer("b")) == (2, 4)
+
+
+def test_wide_decoder_is_as_wide_as_the_image():
+    (narrow, images), (wide, _) = tiny("nonlinear"), tiny("nonlinear_wide")
+
+    def widths(model, name):
+        return [layer.units for layer in model.get_layer(name).layers]
+
+    pixels = images.mean.size
+    assert widths(wide, "decoder") == [pixels] * 3
+    assert widths(narrow, "decoder") != widths(wide, "decoder")
+    assert widths(narrow, "encoder") == widths(wide, "encoder")
 
 
 def smoke(data_dir, **fields):
