@@ -123,6 +123,11 @@ def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
     return model._loss_tracker
 
 
+def compile_metrics(model: keras.Model) -> Any:
+    """The compiled metrics, which Keras makes in the first step; None if there are none."""
+    return model._compile_metrics
+
+
 class TrainerHooks:
     """Two questions that Keras's trainer asks a model about its logs, under names we can tell."""
 

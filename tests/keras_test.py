@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
-from tests.small_models import data, small_model
+from tests.small_models import Subclassed, data, small_model
 from tests.stacks import layer_variables
 
 
@@ -217,6 +217,28 @@ def test_ten_steps_at_a_time_are_the_same_steps():
         results.append([*model.get_weights(), *history.values()])
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("build", ["one output", "two outputs", "subclass"])
+def test_the_step_is_traced_once(build, jit_compile, monkeypatch):
+    """It would be twice if metrics or the optimizer's variables were made in it."""
+    traces = []
+    step = relax_tf.RelaxModel.train_step
+    monkeypatch.setattr(
+        relax_tf.RelaxModel,
+        "train_step",
+        lambda model, batch: (traces.append(1), step(model, batch))[1],
+    )
+    if build == "two outputs":
+        model, batch = two_by_two(), two_by_two_data()
+        model.jit_compile = jit_compile
+    else:
+        model = Subclassed() if build == "subclass" else small_model(prior="learned")
+        batch = data()
+        model.compile("adam", "mse", metrics=["mae", "mse"], jit_compile=jit_compile)
+    model.fit(*batch, batch_size=8, epochs=2, verbose=0)
+    assert len(traces) == 1
 
 
 def test_class_weights_are_sample_weights_by_class():

@@ -13,7 +13,7 @@ control variates.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -32,16 +32,24 @@ from relax_tf.step.rounding import ROUNDING, coarsest_epsilon, relative_differen
 from relax_tf.step.slopes import check_derivatives
 
 
-def certify(model: Any, batch: Batch) -> bool:
+class Certificate(NamedTuple):
+    """What was found of a model that passes.
+
+    Whether the batch could tell: (b) takes two examples, and all of it costs that are finite and
+    not all zero; the shapes of the model's output; the names of the cost's terms.
+    """
+
+    conclusive: bool
+    y_pred: Any
+    terms: list[str]
+
+
+def certify(model: Any, batch: Batch) -> Certificate:
     """Measures (a), (b) and (c) on a batch, and which short cuts the model allows.
 
     Leaves no trace in variables. Weights that are all but zero are lifted from it meanwhile: a
     model whose last layer starts at zero, or with a gate that is still shut, would pass, since its
     cost does not depend on much yet.
-
-    Returns:
-        Whether the batch could tell: (b) takes two examples, and all of it costs that are finite
-        and not all zero.
 
     Raises:
         ValueError: if one of the three does not hold. It names the property, the layer, the
@@ -60,7 +68,8 @@ def certify(model: Any, batch: Batch) -> bool:
     finally:
         assign(before)
         assign(probe.untracked if probe else [])
-    return len(f_b) > 1 and bool(np.any(f_b[np.isfinite(f_b)]))
+    conclusive = len(f_b) > 1 and bool(np.any(f_b[np.isfinite(f_b)]))
+    return Certificate(conclusive, probe.y_pred, probe.terms)
 
 
 class Probe:
@@ -68,7 +77,7 @@ class Probe:
 
     Attributes:
         model, batch: what is measured.
-        calls: of the last hard pass.
+        calls, terms, y_pred: of the last hard pass; of the output the shapes.
         untracked: state that is not in `model.variables`.
     """
 
@@ -76,6 +85,8 @@ class Probe:
         self.model, self.batch = model, batch
         self.epsilon = coarsest_epsilon(model)
         self.calls: list[Call] = []
+        self.terms: list[str] = []
+        self.y_pred: Any = None
         self.untracked: State = []
         self._state = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
         self._draws_masks = False
@@ -107,7 +118,8 @@ class Probe:
                     "cannot compile the Python code in it (tf.numpy_function, tf.py_function). "
                     "Compile with `jit_compile=False`."
                 )
-            self.calls = list(hard.calls)
+            self.calls, self.terms = list(hard.calls), list(hard.terms)
+            self.y_pred = keras.tree.map_structure(_shape_of, outcome.y_pred)
             self._draws_masks = outcome.draws_masks
             tracked = set(map(id, self.model.variables))
             untracked = [(v, value) for v, value in outcome.state if id(v) not in tracked]
@@ -153,6 +165,10 @@ class Probe:
         return bool(alike.all()) and all(
             np.allclose(one, two, rtol=1e-4, atol=1e-6) for one, two in states
         )
+
+
+def _shape_of(output: Any) -> Any:
+    return keras.KerasTensor(output.shape, output.dtype) if tf.is_tensor(output) else output
 
 
 def assign(state: State) -> None:

@@ -3,7 +3,7 @@
 import collections
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -38,6 +38,25 @@ def shown_first_batch(
         return train_function(iterator)
 
     return function
+
+
+def make_variables_of_step(model: Any, y: Any, y_pred: Any, terms: Iterable[str]) -> None:
+    """Makes what Keras would make in the first step: metrics and the optimizer's variables.
+
+    TensorFlow traces a function that makes variables twice, and most of the time of a first step is
+    tracing.
+
+    Args:
+        model: a compiled `RelaxModel`, built.
+        y: the batch's targets.
+        y_pred: the model's output, or tensors of its shapes.
+        terms: names of the cost's terms.
+    """
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        return  # Keras has made them
+    model._make_metrics(y, y_pred, terms)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
 
 
 def _of_one_replica(batch: Any, strategy: tf.distribute.Strategy) -> Any:

@@ -1,13 +1,14 @@
 """What a RelaxModel logs: its loss, the parts of its cost, and each layer's metrics."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from relax_tf.estimators.estimate import batch_mean
-from relax_tf.keras_internals import TrainerHooks, compile_loss, loss_tracker
+from relax_tf.keras_internals import TrainerHooks, compile_loss, compile_metrics, loss_tracker
 from relax_tf.layers.passes import Pass
 from relax_tf.step.finite import warn_if_not_finite
 from relax_tf.step.scales import warn_of_scales
@@ -61,6 +62,18 @@ class Logs(TrainerHooks):
         """Of the cost's terms, by name; made when a term is first seen."""
         return {}
 
+    def _make_term_metrics(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self._term_metrics:
+                self._term_metrics[name] = keras.metrics.Mean(name=name)
+
+    def _make_metrics(self, y: Any, y_pred: Any, terms: Iterable[str]) -> None:
+        """Those of a step, given targets, the shapes of outputs, and the names of cost terms."""
+        self._make_term_metrics(terms)
+        compiled = compile_metrics(self)
+        if compiled is not None and not compiled.built and y is not None:
+            compiled.build(y, y_pred)
+
     def _track_parts(self, a_pass: Pass, examples: tf.Tensor) -> None:
         """Takes in each layer's KL, in nats and unweighted, and the terms of the cost."""
         kls = {}
@@ -73,7 +86,7 @@ class Logs(TrainerHooks):
             if name not in self._term_metrics:
                 if tf.distribute.get_strategy().num_replicas_in_sync > 1:
                     continue  # a replica cannot make variables
-                self._term_metrics[name] = keras.metrics.Mean(name=name)
+                self._make_term_metrics([name])
             metric = self._term_metrics[name]
             mean = batch_mean(tf.cast(term, metric.dtype))
             metric.update_state(mean, sample_weight=tf.cast(examples, metric.dtype))

@@ -20,7 +20,7 @@ from relax_tf.step.cost import default_cost
 from relax_tf.step.estimation import ModelEstimate, estimate_batch
 from relax_tf.step.evaluation import EvaluationSteps
 from relax_tf.step.finite import zero_unless
-from relax_tf.step.first_batch import shown_first_batch
+from relax_tf.step.first_batch import make_variables_of_step, shown_first_batch
 from relax_tf.step.foreign_seeds import load_seeds, save_seeds
 from relax_tf.step.hard_pass import Batch
 from relax_tf.step.logs import Logs, batch_size, global_norm
@@ -141,7 +141,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
         ValueError: RelaxModel ... couples the examples of a batch: ...
         """
         self._check_model()
-        if not certify(self, _tensors(x, y, sample_weight)):
+        if not certify(self, _tensors(x, y, sample_weight)).conclusive:
             raise ValueError(
                 "this batch cannot tell: pass at least two examples, whose costs are finite and "
                 "not all zero."
@@ -188,7 +188,10 @@ class RelaxTrainer(EvaluationSteps, Logs):
         if not self.certify:
             return True
         self._check_model()
-        return certify(self, _tensors(*keras.utils.unpack_x_y_sample_weight(data)))
+        batch = _tensors(*keras.utils.unpack_x_y_sample_weight(data))
+        found = certify(self, batch)
+        make_variables_of_step(self, batch.y, found.y_pred, found.terms)
+        return found.conclusive
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One update on one batch: what `fit` repeats, and a loop of your own may.
