@@ -10,7 +10,6 @@ import ml_collections
 
 from configs import vae_table1
 
-
 ALL = ("flip", "midpoint", "relaxed_rebar", "rebar", "relaxed_disarm", "disarm", "relax")
 
 
