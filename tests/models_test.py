@@ -22,6 +22,7 @@ def test_both_kinds_of_model_live_together_in_any_order(order):
         model = makers[index]()
         assert isinstance(model, relax_tf.RelaxModel)
         model.compile("adam", loss="mse", run_eagerly=True)
+        model.certify = False
         model.fit(*data(), verbose=0)
     assert relax_tf.RelaxModel.__bases__[1] is keras.Model
 
@@ -52,6 +53,7 @@ def test_execution_modes_train_alike(maker):
 def test_saved_model_continues_as_the_original_would(maker, tmp_path):
     model = maker()
     model.compile("adam", loss="mse", run_eagerly=True)
+    model.certify = False
     model.fit(*data(), batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -186,6 +188,7 @@ def test_mixed_model_execution_modes_train_alike():
 def test_saved_mixed_model_continues_as_the_original_would(tmp_path):
     model = all_three(kl="sampled")
     model.compile("adam", loss="mse", run_eagerly=True)
+    model.certify = False
     model.fit(*data(), batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

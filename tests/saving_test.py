@@ -103,6 +103,7 @@ def test_loaded_model_and_weights_continue_bit_for_bit(name, tmp_path):
         model = MODELS[name]()
         model(data()[0])  # builds it
         model.compile(optimizer(), loss="mse", run_eagerly=True)
+        model.certify = False
         return model
 
     original = compiled()
@@ -149,6 +150,7 @@ def test_files_without_foreign_seeds_load_and_wrong_ones_are_named(tmp_path):
 def test_pickled_and_copied_models_continue(copied):
     model = functional()
     model.compile("adam", loss="mse", run_eagerly=True)
+    model.certify = False
     train(model)
     again = copied(model)
     for each in (model, again):
@@ -215,6 +217,7 @@ def test_every_public_class_is_among_them():
 def test_a_clone_learns_by_itself():
     model = functional()
     model.compile("adam", loss="mse", run_eagerly=True)
+    model.certify = False
     train(model)
     before = everything(model)
     clone = keras.models.clone_model(model)
@@ -222,6 +225,7 @@ def test_a_clone_learns_by_itself():
     assert clone.get_layer("b").estimator is not model.get_layer("b").estimator
     clone.set_weights(model.get_weights())
     clone.compile("adam", loss="mse", run_eagerly=True)
+    clone.certify = False
     train(clone)
     for value, kept in zip(everything(model), before, strict=True):
         np.testing.assert_array_equal(value, kept)
@@ -275,6 +279,7 @@ class Score(keras.callbacks.Callback):
 def test_early_stopping_and_checkpoints_keep_the_best(tmp_path):
     model = functional()
     model.compile("adam", loss="mse", metrics=["mae"], run_eagerly=True)
+    model.certify = False
     score, best = Score(), {"monitor": "score", "mode": "max"}
     callbacks = [
         score,
@@ -320,6 +325,7 @@ def test_hdf5_files_of_models_are_refused(name, tmp_path):
 def test_tensorboard_shows_second_moments(tmp_path):
     model = small_model()
     model.compile("adam", loss="mse", run_eagerly=True)
+    model.certify = False
     train(model, callbacks=[keras.callbacks.TensorBoard(tmp_path, histogram_freq=1)])
     events = b"".join(path.read_bytes() for path in (tmp_path / "train").iterdir())
     assert b"epoch_b_second_moment" in events
