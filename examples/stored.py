@@ -11,10 +11,10 @@ import ml_collections
 
 from examples.metrics import read_metrics
 
-# Table 1 of the paper: training ELBO in nats, best over training; its REBAR is "REBAR ours". Its
-# nonlinear figures are of two models. NVIL, MuProp and the first REBAR column are those of Tucker et
-# al. (2017), with tanh layers of 200. "REBAR ours" and RELAX, 18 to 50 nats better, are those of the
-# paper's code, which makes the tanh layers of the decoder as wide as the image.
+# Table 1 of the paper: training ELBO in nats, best over training. Its nonlinear figures are of two
+# models. Those of NVIL, MuProp and the first REBAR column are from Tucker et al. (2017), with tanh
+# layers of 200. "REBAR ours" and RELAX, 18 to 50 nats better, are of the paper's code, which makes
+# the tanh layers of the decoder as wide as the image. In the linear models REBAR is "REBAR ours".
 PAPER = {
     ("mnist", "linear1"): {
         "nvil": -112.5,
