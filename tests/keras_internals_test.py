@@ -140,6 +140,21 @@ def test_compiled_losses_are_found_and_replaced():
     assert internals.compile_loss(keras.Sequential()) is None, RELEASE
 
 
+def test_compiled_metrics_can_be_made_from_shapes():
+    """They are what the first step would make."""
+    model, _ = nested()
+    assert internals.compile_metrics(model) is None, RELEASE
+    model.compile("sgd", loss="mse", metrics=["accuracy", "mae"])
+    metrics = internals.compile_metrics(model)
+    assert not metrics.built, RELEASE
+    metrics.build(tf.zeros([4, 2]), keras.KerasTensor([4, 2]))
+    assert metrics.built, RELEASE
+    names = [metric.name for metric in metrics.metrics]
+    assert names == ["accuracy", "mae"], RELEASE
+    model.train_on_batch(np.zeros([4, 3]), np.zeros([4, 2]))
+    assert [metric.name for metric in metrics.metrics] == names, RELEASE
+
+
 def test_the_loss_metric_is_the_one_in_the_logs():
     model = compiled_model(loss={"a": "mse", "b": "mae"})
     internals.loss_tracker(model).update_state(7.0)

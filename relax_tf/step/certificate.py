@@ -36,7 +36,7 @@ class Certificate(NamedTuple):
     """What was found of a model that passes.
 
     Whether the batch could tell: (b) takes two examples, and all of it costs that are finite and
-    not all zero; the shapes of the model's output; the names of the cost's terms.
+    not all zero; the shapes of the model's output, where known; the names of the cost's terms.
     """
 
     conclusive: bool
@@ -119,7 +119,7 @@ class Probe:
                     "Compile with `jit_compile=False`."
                 )
             self.calls, self.terms = list(hard.calls), list(hard.terms)
-            self.y_pred = keras.tree.map_structure(_shape_of, outcome.y_pred)
+            self.y_pred = _shapes(outcome.y_pred)
             self._draws_masks = outcome.draws_masks
             tracked = set(map(id, self.model.variables))
             untracked = [(v, value) for v, value in outcome.state if id(v) not in tracked]
@@ -167,8 +167,12 @@ class Probe:
         )
 
 
-def _shape_of(output: Any) -> Any:
-    return keras.KerasTensor(output.shape, output.dtype) if tf.is_tensor(output) else output
+def _shapes(outputs: Any) -> Any:
+    """Symbolic tensors like these; None if one is no tensor or of unknown rank."""
+    for output in keras.tree.flatten(outputs):
+        if not tf.is_tensor(output) or output.shape.rank is None:
+            return None
+    return keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), outputs)
 
 
 def assign(state: State) -> None:

@@ -49,7 +49,7 @@ def make_variables_of_step(model: Any, y: Any, y_pred: Any, terms: Iterable[str]
     Args:
         model: a compiled `RelaxModel`, built.
         y: the batch's targets.
-        y_pred: the model's output, or tensors of its shapes.
+        y_pred: the model's output, or tensors of its shapes; None if they are not known.
         terms: names of the cost's terms.
     """
     if model.distribute_strategy.num_replicas_in_sync > 1:

@@ -68,10 +68,11 @@ class Logs(TrainerHooks):
                 self._term_metrics[name] = keras.metrics.Mean(name=name)
 
     def _make_metrics(self, y: Any, y_pred: Any, terms: Iterable[str]) -> None:
-        """Those of a step, given targets, the shapes of outputs, and the names of cost terms."""
+        """Those of a step, given targets, shapes of outputs (or None), and names of cost terms."""
         self._make_term_metrics(terms)
         compiled = compile_metrics(self)
-        if compiled is not None and not compiled.built and y is not None:
+        known = y is not None and y_pred is not None
+        if known and compiled is not None and not compiled.built:
             compiled.build(y, y_pred)
 
     def _track_parts(self, a_pass: Pass, examples: tf.Tensor) -> None:
