@@ -54,9 +54,10 @@ def make_variables_of_step(model: Any, y: Any, y_pred: Any, terms: Iterable[str]
     """
     if model.distribute_strategy.num_replicas_in_sync > 1:
         return  # Keras has made them
-    model._make_metrics(y, y_pred, terms)
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+    with model.distribute_strategy.scope():
+        model._make_metrics(y, y_pred, terms)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
 
 
 def _of_one_replica(batch: Any, strategy: tf.distribute.Strategy) -> Any:
