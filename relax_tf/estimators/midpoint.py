@@ -154,6 +154,10 @@ class RelaxedDisarm(AntitheticEstimator):
     from the midpoint of the pair; it minimises the second moment of the gradient, as `relax` does
     (eq. 16), and starts at zero, as `disarm`. See `midpoint_gradient`.
 
+    The network learns slowly, from one number for each pair: on a frozen VAE with 200 units the
+    variance is 2 % below `disarm`'s after 10 000 steps of learning, 57 % after 100 000
+    (examples/results/variance.md).
+
     Args:
         slopes: a Keras layer or model from `[batch, features]` to `[batch, units]`, where the
             features are the midpoint, -1, 0 and 1 for each unit, and the context, flattened, side
