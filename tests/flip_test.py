@@ -344,7 +344,6 @@ def test_saved_models_continue_as_the_original_would(name, tmp_path):
         b = relax_tf.StochasticCategoricalLayer(2, 3, name, name="c")(b)
     model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(b)))
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.certify = False
     x, y = np.ones([8, 3], "f"), np.ones([8, 2], "f")
     model.fit(x, y, verbose=0)
     model.save(tmp_path / "model.keras")

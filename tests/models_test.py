@@ -53,7 +53,6 @@ def test_execution_modes_train_alike(maker):
 def test_saved_model_continues_as_the_original_would(maker, tmp_path):
     model = maker()
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.certify = False
     model.fit(*data(), batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -188,7 +187,6 @@ def test_mixed_model_execution_modes_train_alike():
 def test_saved_mixed_model_continues_as_the_original_would(tmp_path):
     model = all_three(kl="sampled")
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.certify = False
     model.fit(*data(), batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

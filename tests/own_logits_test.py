@@ -150,7 +150,6 @@ def test_gradients_of_what_computes_loc_and_scale_are_exact():
 def test_models_train_save_and_load(cls, kind, tmp_path):
     model = functional(cls, prior="learned") if kind == "functional" else Subclassed(cls.__name__)
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.certify = False
     model.fit(*data(), batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

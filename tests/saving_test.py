@@ -103,7 +103,6 @@ def test_loaded_model_and_weights_continue_bit_for_bit(name, tmp_path):
         model = MODELS[name]()
         model(data()[0])  # builds it
         model.compile(optimizer(), loss="mse", run_eagerly=True)
-        model.certify = False
         return model
 
     original = compiled()
@@ -150,7 +149,6 @@ def test_files_without_foreign_seeds_load_and_wrong_ones_are_named(tmp_path):
 def test_pickled_and_copied_models_continue(copied):
     model = functional()
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.certify = False
     train(model)
     again = copied(model)
     for each in (model, again):
