@@ -62,14 +62,15 @@ class Logs(TrainerHooks):
         """Of the cost's terms, by name; made when a term is first seen."""
         return {}
 
-    def _make_term_metrics(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in self._term_metrics:
-                self._term_metrics[name] = keras.metrics.Mean(name=name)
+    def _term_metric(self, name: str) -> keras.metrics.Mean:
+        if name not in self._term_metrics:
+            self._term_metrics[name] = keras.metrics.Mean(name=name)
+        return self._term_metrics[name]
 
     def _make_metrics(self, y: Any, y_pred: Any, terms: Iterable[str]) -> None:
         """Those of a step, given targets, shapes of outputs (or None), and names of cost terms."""
-        self._make_term_metrics(terms)
+        for name in terms:
+            self._term_metric(name)
         compiled = compile_metrics(self)
         known = y is not None and y_pred is not None
         if known and compiled is not None and not compiled.built:
@@ -84,11 +85,10 @@ class Logs(TrainerHooks):
         for layer, of_calls in kls.items():
             layer.tracked.update({"kl": batch_mean(tf.add_n(of_calls))}, examples)
         for name, term in a_pass.terms.items():
-            if name not in self._term_metrics:
-                if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-                    continue  # a replica cannot make variables
-                self._make_term_metrics([name])
-            metric = self._term_metrics[name]
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            if name not in self._term_metrics and replicas > 1:
+                continue  # a replica cannot make variables
+            metric = self._term_metric(name)
             mean = batch_mean(tf.cast(term, metric.dtype))
             metric.update_state(mean, sample_weight=tf.cast(examples, metric.dtype))
 
