@@ -57,8 +57,8 @@ between two rows of `metrics.csv`, best over training (`concrete` and `vimco`: o
 optimise, which is no ELBO). The validation ELBO is a one-sample estimate at the end of such a
 stretch, best over training. The bound is the importance-weighted one on the validation images, at
 the checkpoint with the best validation ELBO. Images are binarised once, by `static_bernoulli`
-(where a run has another binarisation, its command says so); the paper's code reads images that were
-binarised so, with other random numbers. The paper trained 2 000 000 steps.
+(where a run has another binarisation, its command says so); the paper's code reads a file that is
+named after Salakhutdinov's images, which are binarised so too. The paper trained 2 000 000 steps.
 
 The paper's nonlinear figures are of two models. Those of NVIL, MuProp and one REBAR (-101.1) are
 quoted from Tucker et al. (2017), whose tanh layers have 200 units: `nonlinear`. Its own REBAR
