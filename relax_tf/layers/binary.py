@@ -105,8 +105,8 @@ class StochasticBinaryLayer(StochasticLayer):
     def build_prior(self, units):
         self.prior_logits = self.add_prior_weight("prior_logits", units)
 
-    def compute_output_shape(self, input_shape):
-        return input_shape if self.units is None else (*input_shape[:-1], self.units)
+    def compute_output_shape(self, inputs_shape, context_shape=None):
+        return inputs_shape if self.units is None else (*inputs_shape[:-1], self.units)
 
     def distribution(self, inputs):
         return Bernoulli(self.theta(inputs), self.support)

@@ -96,10 +96,10 @@ class StochasticCategoricalLayer(StochasticLayer):
     def build_prior(self, units):
         self.prior_logits = self.add_prior_weight("prior_logits", units)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, inputs_shape, context_shape=None):
         if self.num_variables is None:
-            return input_shape
-        return (*input_shape[:-1], self.num_variables, self.num_classes)
+            return inputs_shape
+        return (*inputs_shape[:-1], self.num_variables, self.num_classes)
 
     def distribution(self, inputs):
         flat = self.theta(inputs)

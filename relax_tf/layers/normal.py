@@ -98,10 +98,10 @@ class StochasticNormalLayer(StochasticLayer):
         self.prior_loc = self.add_prior_weight("prior_loc", units)
         self.prior_log_scale = self.add_prior_weight("prior_log_scale", units)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, inputs_shape, context_shape=None):
         if self.units is not None:
-            return (*input_shape[:-1], self.units)
-        loc, scale = _pair(input_shape, self.name)
+            return (*inputs_shape[:-1], self.units)
+        loc, scale = _pair(inputs_shape, self.name)
         if tuple(loc) != tuple(scale):
             raise ValueError(
                 f"layer {self.name!r} takes `[loc, scale]` of one shape. "

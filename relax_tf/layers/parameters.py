@@ -70,8 +70,8 @@ class Parameters(keras.layers.Layer):
         batch = tf.shape(keras.tree.flatten(inputs)[0])[:1]
         return tf.broadcast_to(tf.convert_to_tensor(self.values), tf.concat([batch, self.shape], 0))
 
-    def compute_output_shape(self, input_shape):
-        first = input_shape[0]
+    def compute_output_shape(self, inputs_shape):
+        first = inputs_shape[0]
         return (first[0] if isinstance(first, list | tuple) else first, *self.shape)
 
     def get_config(self) -> dict[str, Any]:
