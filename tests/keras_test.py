@@ -255,6 +255,18 @@ def test_class_weights_are_sample_weights_by_class():
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("estimator", ["relaxed_rebar", "concrete"])
+@pytest.mark.parametrize("metrics", [None, ["mae"]])
+def test_single_batches_return_what_keras_does(estimator, metrics):
+    model = small_model(estimator, prior="uniform")
+    model.compile("adam", loss="mse", metrics=metrics)
+    logs = model.train_on_batch(*data(), return_dict=True)
+    assert "b_second_moment" in logs
+    for method in (model.train_on_batch, model.test_on_batch):
+        values = method(*data())
+        assert np.shape(values) == (() if metrics is None else (2,))
+
+
 def test_single_batches_and_summary():
     model = small_model(inference="mean")
     model.compile("adam", loss="mse", metrics=["mae"])

@@ -42,9 +42,10 @@ class Logs(TrainerHooks):
         return [*super().metrics, *self._term_metrics.values(), *self._layer_metrics()]
 
     def _logs_without_names(self, logs):
-        """Without the parts of the loss: a model without compiled metrics returns one number."""
-        parts = {f"{layer.name}_kl" for layer in self._stochastic_layers()} | {*self._term_metrics}
-        return {name: value for name, value in logs.items() if name not in parts}
+        """Those of Keras alone: a model without compiled metrics returns one number."""
+        ours = {metric.name for metric in self._layer_metrics()}
+        ours |= {*self._term_metrics, "relaxed_loss"}
+        return {name: value for name, value in logs.items() if name not in ours}
 
     def _layer_metrics(self, of_training_only: bool = False) -> list[keras.metrics.Metric]:
         return [
