@@ -96,6 +96,24 @@ def test_kl_of_layers_joins_the_cost():
     np.testing.assert_allclose(logs["loss"], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("estimator", ["relaxed_rebar", "relax"])
+def test_a_forgotten_loss_is_told_where_there_are_targets(estimator):
+    x, y = data()
+    model = small_model(estimator, prior="uniform")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no loss.*KL alone.*y would be ignored.*loss=\.\.\."):
+            model.estimate(x, y)
+        model.compile("sgd")
+    for method in (model.fit, model.evaluate):
+        with pytest.raises(ValueError, match="no loss"):
+            method(x, y, verbose=0)
+    if estimator == "relaxed_rebar":
+        with pytest.raises(ValueError, match="is a loss compiled"):
+            model.fit(x, verbose=0)
+    else:
+        model.fit(x, verbose=0)
+
+
 def test_prior_in_a_plain_keras_model_joins_by_add_loss():
     inputs = keras.Input([3])
     layer = relax_tf.StochasticBinaryLayer(4, "concrete", prior="learned")

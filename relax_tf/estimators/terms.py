@@ -54,7 +54,7 @@ def relaxed_cost(
     complaint = (
         f"estimator {estimator_id!r} differentiates the cost at relaxed "
         "samples, but the cost has no gradient with respect to its sample (perhaps it does "
-        "not depend on it at all). For a black-box "
+        "not depend on it at all: in a model, is a loss compiled?). For a black-box "
         "cost use estimator='relax', whose control variate is a network alone."
     )
 

@@ -29,6 +29,12 @@ def default_cost(
             model._averaged_over = losses.averaged_over(compiled, y_pred)
         if any(layer.estimator.joint for layer in model._stochastic_layers()):
             losses.refuse_sums(compiled)
+    elif kls and y is not None and not model._overrides_compute_cost():
+        raise ValueError(
+            f"model {model.name!r} has no loss: the KL alone would be its cost, and y would be "
+            "ignored. Compile it with a loss, `compile(..., loss=...)`, or override "
+            "`compute_cost`; pass no y if the KL alone is meant. Received: loss=None"
+        )
     if kls:
         parts.append(_weighted(tf.add_n(kls), sample_weight))
     if not parts:
