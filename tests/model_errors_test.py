@@ -75,11 +75,17 @@ def functional(*stack, **arguments):
     return relax_tf.RelaxModel(inputs, x)
 
 
-def masked_prior():
-    tokens = keras.Input([4])
+def masked_prior(symbolic, with_context=False):
+    tokens = keras.Input([4]) if symbolic else tf.zeros([2, 4])
     x = keras.layers.Embedding(5, 3, mask_zero=True)(tokens)
-    b = layer(prior="uniform", estimator="reinforce")(x)
-    keras.Model(tokens, b)(tf.zeros([2, 4]))
+    context = {"context": tokens} if with_context else {}
+    layer(prior="uniform", estimator="reinforce")(x, **context)
+
+
+def of_other_features(cls=layer, **arguments):
+    b = cls(**arguments)
+    b(keras.Input([6]))
+    b(keras.Input([5]), context=keras.Input([2]))
 
 
 def compare(build=lambda name: functional(estimator=name), names=("relax",), **arguments):
@@ -100,7 +106,15 @@ WRONG = [
     (lambda: layer(kernel_initializer="xavier"), ValueError, "initializer.*xavier"),
     (lambda: layer(estimator=3), TypeError, "an estimator is named by.*3"),
     (lambda: layer(estimator="reinforce")(tf.zeros([3])), ValueError, r"min_ndim=2.*\(3,\)"),
-    (masked_prior, ValueError, "received a mask.*KL"),
+    (lambda: layer()(keras.Input([])), ValueError, r"min_ndim=2.*\(None,\)"),
+    (of_other_features, ValueError, r"axis -1.*value 6.*\(None, 5\)"),
+    (lambda: of_other_features(categorical), ValueError, r"axis -1.*value 6.*\(None, 5\)"),
+    (lambda: of_other_features(normal), ValueError, r"axis -1.*value 6.*\(None, 5\)"),
+    (lambda: of_other_features(units=None), ValueError, r"axis -1.*value 6.*\(None, 5\)"),
+    (lambda: layer()([tf.zeros([2, 3])] * 2), ValueError, "1 input.*received 2"),
+    (lambda: masked_prior(symbolic=True), ValueError, "received a mask.*KL"),
+    (lambda: masked_prior(symbolic=True, with_context=True), ValueError, "received a mask.*KL"),
+    (lambda: masked_prior(symbolic=False), ValueError, "received a mask.*KL"),
     (lambda: categorical(num_variables=1.5), TypeError, "`num_variables`.*integer.*1.5"),
     (lambda: categorical(support=(0, 1)), ValueError, "StochasticCategoricalLayer.*'support'"),
     (lambda: normal(kl="exact"), ValueError, "`kl`.*analytic.*'exact'"),

@@ -279,9 +279,10 @@ def test_a_mask_passes_through_and_is_refused_with_a_prior():
     assert sample._keras_mask.shape == (None, 5)
     assert own(BINARY)(loc)._keras_mask.shape == (None, 5)
     for theta, cls in (([loc, scale], NORMAL), (loc, BINARY)):
-        model = keras.Model(inputs, own(cls, prior="learned")(theta))
-        with pytest.raises(ValueError, match="received a mask"):
-            model(np.ones([2, 5, 3]))
+        for values in (theta, keras.Model(inputs, theta)(np.ones([2, 5, 3]))):
+            with pytest.raises(ValueError, match="received a mask"):
+                own(cls, prior="learned")(values)
+        assert own(cls, prior="learned").mean(theta).shape == (None, 5, 2)
     own(NORMAL, prior="learned")([tf.ones([2, 5, 3])] * 2)  # no mask
 
 

@@ -128,8 +128,8 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         shape = tuple(self.compute_output_shape(inputs_shape))
         if self.dense is None:
             self._check_theta_shape(inputs_shape, shape)
-        elif not self.dense.built:  # `for_inference` shares one
-            self.dense.build(inputs_shape)
+        else:
+            self._build_dense(inputs_shape)
         if self.prior is not None:
             self.build_prior(shape[-self.unit_rank :])
         if context_shape is None:
@@ -198,13 +198,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         self._refuse_sparse(inputs, context)
         if output == "mean":
             return tf.cast(self.distribution(inputs).mean(), self.compute_dtype)
-        if mask is None and context is not None:  # Keras fills in the masks of a sole argument
-            mask = [mask_of(t) for t in keras.tree.flatten(inputs)]
-        if self.compute_mask(inputs, mask) is not None and self.prior is not None:
-            raise ValueError(
-                f"layer {self.name!r} received a mask, but its KL would count masked steps too. "
-                "Use prior=None and add a masked KL in `compute_cost`."
-            )
+        self._refuse_mask_of_kl(inputs, mask, context)
         dist = self.distribution(inputs)
         current = active_pass()
         sample = (
@@ -217,8 +211,20 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         return tf.cast(sample, self.compute_dtype)
 
     def compute_output_spec(self, inputs, *args, **kwargs):
-        self._refuse_sparse(inputs, kwargs.get("context"))
+        context = kwargs.get("context")
+        self._refuse_sparse(inputs, context)
+        if kwargs.get("output") != "mean":
+            self._refuse_mask_of_kl(inputs, kwargs.get("mask"), context)
         return super().compute_output_spec(inputs, *args, **kwargs)
+
+    def _refuse_mask_of_kl(self, inputs: Any, mask: Any, context: Any) -> None:
+        if mask is None and context is not None:  # Keras fills in the masks of a sole argument
+            mask = [mask_of(t) for t in keras.tree.flatten(inputs)]
+        if self.compute_mask(inputs, mask) is not None and self.prior is not None:
+            raise ValueError(
+                f"layer {self.name!r} received a mask, but its KL would count masked steps too. "
+                "Use prior=None and add a masked KL in `compute_cost`."
+            )
 
     def compute_mask(self, inputs, previous_mask):
         """The mask of the input; where that is `[loc, scale]`, of the first that has one."""

@@ -41,6 +41,12 @@ class ThetaLayer(keras.layers.Layer):
             self.dense = keras.layers.Dense(
                 num_outputs, **settings, dtype=self.dtype_policy, name="theta"
             )
+            self.input_spec = keras.InputSpec(min_ndim=2)
+
+    def _build_dense(self, inputs_shape: tuple[int | None, ...]) -> None:
+        if not self.dense.built:  # `for_inference` shares one
+            self.dense.build(inputs_shape)
+        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: inputs_shape[-1]})
 
     def _refuse_settings_of_dense(self, settings: dict[str, Any]) -> None:
         for name, value in settings.items():
