@@ -26,6 +26,16 @@ def built_for_three_units():
     return estimator
 
 
+def returning(gradient, dist=DIST):
+    """An estimate by an estimator of one's own that returns this."""
+
+    class Own(estimators.Estimator):
+        def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
+            return gradient
+
+    return estimate(Own(), dist)
+
+
 def unused_output(network_output):
     return keras.layers.Lambda(lambda x: network_output(x[:, :1]))
 
@@ -87,6 +97,20 @@ WRONG = [
         ValueError,
         r"`draw.b`.*\(4, 3\).*\(4, 2\)",
     ),
+    # Estimators of one's own.
+    (lambda: estimate(estimators.Estimator()), NotImplementedError, "`estimate_gradient`"),
+    (lambda: returning(tf.ones([4, 3])), TypeError, r"'Own'.*pair.*or None.*4, 3\)"),
+    (lambda: returning(tf.ones([2, 4, 3])), TypeError, r"'Own'.*pair.*or None.*2, 4, 3\)"),
+    (lambda: returning((tf.ones([4]), None)), ValueError, r"'Own'.*\(4, 3\).*\(4,\)"),
+    (lambda: returning((tf.ones([4, 1]), None)), ValueError, r"'Own'.*\(4, 3\).*\(4, 1\)"),
+    (lambda: returning(([tf.ones([4, 3])], None)), ValueError, r"'Own'.*\(4, 3\).*\[.*4, 3"),
+    (lambda: returning((None, None)), ValueError, r"'Own'.*\(4, 3\).*None"),
+    (
+        lambda: returning((tf.ones([4, 3]), None), NORMAL),
+        ValueError,
+        r"'Own'.*\(4, 3\), \(4, 3\).*\(4, 3\)",
+    ),
+    (lambda: returning(([tf.ones([4, 3])] * 3, None), NORMAL), ValueError, r"'Own'.*\(4, 3\)"),
     (lambda: estimate("rebar", cost=numpy_cost), ValueError, "no gradient.*'relax'"),
     (lambda: estimate("relaxed_rebar", cost=numpy_cost), ValueError, "no gradient.*'relax'"),
     (lambda: estimate("rebar", cost=partly_numpy_cost), ValueError, "no gradient.*'relax'"),
@@ -229,3 +253,13 @@ def test_costs_of_another_rank_are_told_to_be_reduced():
         estimate(cost=tf.reduce_mean)
     with pytest.raises(ValueError, match=r"axes behind the batch, or tf.squeeze\(cost, -1\)"):
         estimate(cost=lambda b: tf.reduce_sum(b, -1, keepdims=True))
+
+
+def test_gradients_of_ones_own_may_have_shapes_that_are_known_later():
+    @tf.function(input_signature=[tf.TensorSpec([None, None]), tf.TensorSpec([None, 3])])
+    def step(gradient, theta):
+        return returning((gradient, None), Bernoulli(theta)).gradient
+
+    np.testing.assert_array_equal(step(tf.ones([2, 3]), tf.zeros([2, 3])), np.ones([2, 3]))
+    gradient = [np.ones([4, 3], "f"), tf.zeros([4, 3])]
+    np.testing.assert_array_equal(returning((gradient, None), NORMAL).gradient, gradient)

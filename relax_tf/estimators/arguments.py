@@ -1,4 +1,7 @@
-"""What users hand to `Estimator.estimate` besides the distribution and the cost, checked."""
+"""What users hand to `Estimator.estimate` besides the distribution and the cost, checked.
+
+And what `estimate_gradient` of an estimator of one's own returns.
+"""
 
 from typing import Any
 
@@ -44,3 +47,32 @@ def checked_draw(dist: Distribution, draw: Any, shape: tf.TensorShape) -> Draw:
                 f"Received shape: {tuple(part.shape)}"
             )
     return Draw(dist.harden(z), z)
+
+
+def checked_gradient(dist: Distribution, returned: Any, estimator_id: str) -> tuple[Any, Any]:
+    """The gradient, of the shapes of theta, and the loss that `estimate_gradient` returned."""
+    if not (isinstance(returned, tuple) and len(returned) == 2):
+        raise TypeError(
+            f"`estimate_gradient` of estimator {estimator_id!r} must return a pair: the gradient, "
+            "and a scalar loss of the estimator's own or None (`return gradient, None`). "
+            f"Received: {returned!r}"
+        )
+    gradient, loss = returned
+    if not _fits(gradient, dist.theta):
+        expected = tf.nest.map_structure(lambda theta: tuple(theta.shape), dist.theta)
+        received = tf.nest.map_structure(lambda leaf: getattr(leaf, "shape", leaf), gradient)
+        raise ValueError(
+            f"the gradient of estimator {estimator_id!r} must have the shape of theta, {expected}: "
+            "it is the derivative in each parameter of each example, no mean and no sum. "
+            f"Received shape: {received}"
+        )
+    return gradient, loss
+
+
+def _fits(gradient: Any, theta: Any) -> bool:
+    leaves, thetas = tf.nest.flatten(gradient), tf.nest.flatten(theta)
+    alike = (len(leaves), tf.nest.is_nested(gradient)) == (len(thetas), tf.nest.is_nested(theta))
+    return alike and all(
+        hasattr(leaf, "shape") and of_theta.shape.is_compatible_with(leaf.shape)
+        for leaf, of_theta in zip(leaves, thetas, strict=True)
+    )

@@ -13,7 +13,7 @@ import tensorflow as tf
 from relax_tf.control_variates import mark_control_variates
 from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.distributions.noise import fold_in, make_seed
-from relax_tf.estimators.arguments import checked_context, checked_draw
+from relax_tf.estimators.arguments import checked_context, checked_draw, checked_gradient
 from relax_tf.estimators.estimate import (
     Cost,
     Estimate,
@@ -128,7 +128,7 @@ class Estimator(keras.layers.Layer):
         `dist`, `draw` and `f_b` arrive without a path to the model, and the caller sees to it
         that none of what `cost` is differentiated for here reaches the model either.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"estimator {self.id!r} does not define `estimate_gradient`.")
 
     def network_terms(self, dist: Distribution, context: tf.Tensor | None) -> list[Term]:
         """What the control variate has of a network that is differentiated in `z`."""
@@ -259,7 +259,7 @@ class Estimator(keras.layers.Layer):
         phi = [variable.value for variable in self.trainable_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(phi)
-            gradient, loss = self.estimate_gradient(dist, *args)
+            gradient, loss = checked_gradient(dist, self.estimate_gradient(dist, *args), self.id)
             gradient = tf.nest.map_structure(dist.zero_where_fixed, gradient)
             if self.learns_from_gradient:
                 terms = [objective(gradient), *([] if loss is None else [loss])]
