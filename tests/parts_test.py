@@ -79,6 +79,21 @@ def test_a_sole_compiled_loss_and_several_are_logged_as_ever():
     )
 
 
+def test_the_compiled_loss_in_a_cost_of_ones_own_is_logged():
+    """It need not be the whole cost."""
+
+    class Doubled(relax_tf.RelaxModel):
+        def compute_cost(self, *args, **kwargs):
+            return 2 * super().compute_cost(*args, **kwargs)
+
+    inputs = keras.Input([3])
+    b = relax_tf.StochasticBinaryLayer(4, "reinforce")(inputs)
+    model = Doubled(inputs, keras.layers.Dense(2)(b))
+    model.compile("sgd", loss="mse")
+    logs = model.fit(*data(), verbose=0).history
+    np.testing.assert_allclose(logs["loss"], np.multiply(2, logs["compiled_loss"]), rtol=1e-5)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_named_terms_are_logged_and_add_up(mode):
     model = with_terms(Terms)

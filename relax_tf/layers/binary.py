@@ -23,9 +23,10 @@ class StochasticBinaryLayer(StochasticLayer):
 
     Args:
         units: the number of binary units, or None for inputs that are logits.
-        estimator: how gradients come back through the sample: an id (`"relaxed_rebar"`,
-            `"rebar"`, `"relax"`, `"reinforce"`, `"concrete"`, `"straight_through"`), a config
-            or an `Estimator`.
+        estimator: how gradients come back through the sample: an id, a config or an `Estimator`.
+            All are in `relax_tf.estimators`; first to try are `"flip"` (`"midpoint"` where samples
+            feed another such layer) if TensorFlow can differentiate the cost, and `"arms"` or
+            `"relax"` for a black box.
         support: the two values that a unit emits, `(0, 1)` or `(-1, 1)` for example.
         prior: None; `"uniform"`, both values equally likely; or `"learned"`, independent units
             with trainable logits that start at 0. With a prior the layer's KL, in nats, joins

@@ -26,7 +26,8 @@ class StochasticCategoricalLayer(StochasticLayer):
     Args:
         num_variables: the number of independent variables, or None for inputs that are logits.
         num_classes: the number of values of each, at least 2; None likewise.
-        estimator: as in `relax_tf.StochasticBinaryLayer`.
+        estimator: as in `relax_tf.StochasticBinaryLayer`; first to try is `"midpoint"` if
+            TensorFlow can differentiate the cost, and `"rloo"` or `"relax"` for a black box.
         prior: None; `"uniform"`, all classes equally likely; or `"learned"`, independent
             variables with trainable logits that start at 0. With a prior the layer's KL, in nats,
             joins the cost of each example.

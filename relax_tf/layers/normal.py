@@ -30,8 +30,9 @@ class StochasticNormalLayer(StochasticLayer):
 
     Args:
         units: the number of normal units, or None for inputs `[loc, scale]`.
-        estimator: how gradients come back through the sample: an id (`"lax"`,
-            `"reparameterization"`, `"reinforce"`), a config or an `Estimator`.
+        estimator: how gradients come back through the sample: an id, a config or an `Estimator`.
+            All are in `relax_tf.estimators`; first to try are `"reparameterization"` if TensorFlow
+            can differentiate the cost, and `"lax"` for a black box.
         prior: None; `"standard"`, mean 0 and scale 1; or `"learned"`, independent units with a
             trainable mean and scale that start there. With a prior the layer's KL, in nats,
             joins the cost of each example.
