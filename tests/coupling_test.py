@@ -204,3 +204,109 @@ def test_a_batch_that_cannot_tell_is_not_the_last_word():
     weights[:4] = 0
     with pytest.raises(ValueError, match=COUPLED):
         model.fit(X, Y, sample_weight=weights, batch_size=4, shuffle=False, verbose=0)
+
+
+# What a later adversary found (each was silently biased).
+
+
+class Noise(keras.layers.Layer):
+    """Raw noise, which no replay repeats."""
+
+    def call(self, x):
+        return x + 0.01 * tf.random.normal(tf.shape(x))
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "relax", "nvil"])
+def test_noise_does_not_hide_coupled_examples(estimator):
+    def noisy(*layers):
+        model = model_of(estimator, keras.Sequential([Noise(), *layers]))
+        model.check(X, Y)
+
+    noisy()
+    with pytest.raises(ValueError, match=COUPLED):
+        noisy(keras.layers.BatchNormalization())
+
+
+class Offset(relax_tf.RelaxModel):
+    """A large part of the cost that no sample moves, and the batch's mean of the samples."""
+
+    def __init__(self, estimator, offset, penalty):
+        super().__init__()
+        self.b, self.head = Binary(2, estimator, name="b"), Dense(3)
+        self.offset, self.penalty = offset, penalty
+
+    def call(self, x):
+        return self.head(self.b(x))
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        mean = tf.reduce_mean(latents["b"].sample, 0)
+        penalty = self.penalty * tf.reduce_sum((mean - 0.3) ** 2)
+        return self.offset + tf.reduce_sum((y_pred - y) ** 2, -1) + penalty
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "disarm", "relax", "reinforce", "relaxed_rebar"])
+def test_a_large_cost_does_not_hide_coupled_examples(estimator):
+    for penalty, refused in ((0.01, True), (0.0, False)):
+        model = Offset(estimator, 1e4, penalty)
+        model.compile("sgd")
+        if refused:
+            with pytest.raises(ValueError, match=COUPLED):
+                model.check(X, Y)
+        else:
+            model.check(X, Y)
+
+
+class Small(relax_tf.RelaxModel):
+    """A tiny cost beside the logits of a later layer."""
+
+    def __init__(self, estimator, coupled):
+        super().__init__()
+        self.b, self.c = Binary(1, estimator, name="b"), Binary(1, estimator, name="c")
+        self.between, self.coupled = Dense(2), coupled
+
+    def call(self, x):
+        b = self.b(x)
+        return b, self.c(self.between(b))
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        b, c = y_pred
+        mean = tf.round(12 * tf.reduce_mean(b, 0)) / 12  # it has no slope
+        return 1e-7 * tf.reduce_sum((c - y[:, :1]) ** 2 + self.coupled * mean, -1)
+
+
+@pytest.mark.parametrize("estimator", ["disarm", "reinforce"])
+def test_a_later_layer_does_not_hide_coupled_examples(estimator):
+    for coupled in (True, False):
+        model = Small(estimator, float(coupled))
+        model.compile("sgd")
+        if coupled:
+            with pytest.raises(ValueError, match=rf"{COUPLED}.*'b'"):
+                model.check(X, Y)
+        else:
+            model.check(X, Y)
+
+
+def test_one_unit_and_two_examples_suffice():
+    """Each example's only unit takes its other value."""
+    inputs = keras.Input([3])
+    centred = Apply(lambda x: x - tf.reduce_mean(x, 0))
+    for seed in range(6):
+        keras.utils.set_random_seed(seed)
+        outputs = Dense(3)(centred(Binary(1, "rloo", name="b")(inputs)))
+        model = relax_tf.RelaxModel(inputs, outputs)
+        model.compile("sgd", loss="mse")
+        with pytest.raises(ValueError, match=COUPLED):
+            model.check(X[:2], Y[:2])
+
+
+@pytest.mark.parametrize("estimator", ["disarm", "relax", "rebar"])
+def test_rounding_is_no_coupling(estimator):
+    """The largest logit of the batch cancels, but for rounding."""
+
+    def log_softmax(x):
+        x = x - tf.reduce_max(x)
+        return x - tf.math.log(tf.reduce_sum(tf.exp(x), -1, keepdims=True))
+
+    model = model_of(estimator, Apply(log_softmax), loss=lambda y, p: -tf.reduce_sum(y * p, -1))
+    x = np.random.RandomState(2).normal(size=[64, 3]).astype("f")
+    model.check(x, np.eye(3, dtype="f")[np.arange(64) % 3])

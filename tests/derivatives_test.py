@@ -1,6 +1,7 @@
 """Derivatives that are none are refused where an estimator relies on them, and no others."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -123,3 +124,90 @@ def test_a_rough_cost_does_not_hide_a_wrong_slope():
     rough = Apply(lambda x: 0.3 * tf.sin(100 * x) + x + 2 * tf.stop_gradient(x))
     with pytest.raises(ValueError, match=WRONG_SLOPE):
         model_of("rebar", rough).check(X, Y)
+
+
+# What a later adversary found.
+
+
+@pytest.mark.parametrize(
+    ("between", "refused"),
+    [(tf.sign, True), (lambda z: tf.sign(z) + tf.tanh(z), True), (tf.tanh, False)],
+    ids=["sign", "sign and tanh", "tanh"],
+)
+def test_a_jump_between_a_normal_sample_and_later_logits(between, refused):
+    """The discrete sample is held, so the cost does not jump, but its distribution does."""
+    inputs = keras.Input([3])
+    z = relax_tf.StochasticNormalLayer(1, "reparameterization", name="z")(inputs)
+    b = Binary(2, "disarm", name="b")(Apply(between)(z))
+    model = relax_tf.RelaxModel(inputs, Dense(3)(b))
+    model.compile("sgd", loss="mse")
+    if refused:
+        with pytest.raises(ValueError, match=f"{WRONG_SLOPE}.*'z'.*later stochastic layer"):
+            model.check(X, Y)
+    else:
+        model.check(X, Y)
+
+
+class Weighted(relax_tf.RelaxModel):
+    """Examples whose weight is y; all of them round."""
+
+    def __init__(self, estimator):
+        super().__init__()
+        self.b = Binary(1, estimator, name="b")
+
+    def call(self, x):
+        return self.b(x)
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        rounded = tf.round(y_pred)
+        smooth = y * (tf.reduce_sum(y_pred, -1) - 0.3) ** 2
+        return smooth + 2 * tf.reduce_sum(rounded, -1) * rounded[:, 0]
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e5])
+def test_heavy_examples_do_not_hide_the_wrong_slopes_of_others(weight):
+    model = Weighted("rebar")
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=WRONG_SLOPE):
+        model.check(X, np.array(4 * [weight] + 8 * [1.0], "f"))
+
+
+@pytest.mark.parametrize("estimator", ["relaxed_rebar", "rebar"])
+def test_samples_as_the_probabilities_of_a_cross_entropy(estimator):
+    """The slope is 1 / p almost to p = 0: steep, and right."""
+    inputs = keras.Input([3])
+    model = relax_tf.RelaxModel(inputs, Binary(2, estimator)(inputs))
+    model.compile("sgd", loss="binary_crossentropy")
+    model.check(X, (Y[:, :2] > 0).astype("f"))
+    model = relax_tf.RelaxModel(
+        inputs, relax_tf.StochasticCategoricalLayer(1, 3, estimator)(inputs)
+    )
+    model.compile("sgd", loss="categorical_crossentropy")
+    model.check(X, np.eye(3, dtype="f")[np.arange(12) % 3][:, np.newaxis])
+
+
+def test_normal_samples_far_from_a_pole_stay_there():
+    class Reciprocal(relax_tf.RelaxModel):
+        def __init__(self):
+            super().__init__()
+            self.z = relax_tf.StochasticNormalLayer(None, "reparameterization", name="z")
+
+        def call(self, x):
+            return self.z([10 + 0.1 * x, 0.1 * tf.ones_like(x)])
+
+        def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+            return tf.reduce_sum(100 / y_pred, -1)
+
+    model = Reciprocal()
+    model.compile("sgd")
+    model.check(X, Y)
+
+
+def test_a_cost_that_is_random_by_itself_is_called_so():
+    inputs = keras.Input([3])
+    z = relax_tf.StochasticNormalLayer(2, "reparameterization", name="z")(inputs)
+    noisy = Apply(lambda x: x + 0.5 * tf.random.normal(tf.shape(x)))
+    model = relax_tf.RelaxModel(inputs, Dense(3)(noisy(z)))
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=rf"{WRONG_SLOPE}.*random by itself.*SeedGenerator.*'lax'"):
+        model.check(X, Y)

@@ -63,6 +63,25 @@ def test_independent_noise_in_the_second_layer(first):
     assert_unbiased(ready(relax_tf.RelaxModel(inputs, outputs)))
 
 
+@pytest.mark.parametrize(
+    ("estimator", "below", "above"),
+    [
+        ("rebar", "float64", "float32"),
+        ("flip", "float32", "float64"),
+        ("rloo", "float64", "float32"),
+    ],
+)
+def test_layers_of_several_dtypes(estimator, below, above):
+    """The cost and its slopes are rounded to float32, whatever theta has."""
+    inputs = keras.Input([3])
+    a = Binary(2, estimator, dtype=below, name="a")(inputs)
+    b = Binary(2, estimator, dtype=above, name="b")(a)
+    outputs = Dense(2, "tanh")(keras.layers.Concatenate()([a, b]))
+    model = ready(relax_tf.RelaxModel(inputs, outputs))
+    assert_unbiased(model)
+    model.fit(*BATCH, verbose=0)
+
+
 # What is downstream: everything that the graph does not exclude.
 
 

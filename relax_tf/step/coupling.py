@@ -10,9 +10,9 @@ from relax_tf.distributions.noise import fold_in
 from relax_tf.layers.passes import Call
 from relax_tf.step.replay import Replays
 from relax_tf.step.rounding import (
+    ALIKE,
     ROUNDING,
     difference,
-    epsilon,
     relative_difference,
     size,
 )
@@ -23,7 +23,7 @@ INSIST = (
 )
 
 
-def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int]]:
+def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int], set[int]]:
     """(a) and (b).
 
     Half of the examples get another sample, and in the other half nothing may move: neither the
@@ -31,40 +31,41 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int]]:
     it crosses a threshold), nor the slopes that an estimator uses. The halves are made by the bits
     of the examples' numbers, so that any two are in different halves of some split.
 
+    What moves is told by running the same computation with and without the other samples: each
+    example's rounding is then its own, and where a computation repeats to the last bit hardly any
+    movement is excused. A coupling may be small beside a large cost.
+
     Args:
         probe: a `relax_tf.step.certificate.Probe`.
 
     Returns:
-        The costs `[n]`, and the calls that couple examples and may: they backpropagate.
+        The costs `[n]`; the calls that couple examples and may: they backpropagate; and those for
+        which the cost is random by itself.
     """
 
-    def concerned() -> list[tuple[int, Call]]:
-        return [
-            (index, call)
-            for index, call in enumerate(probe.calls)
-            if call.layer.estimator.needs_cost or call.layer.estimator.relies_on_derivative
-        ]
-
-    def measure(replays, seeds, f_b, split, opposite):
-        changed = half(f_b, split, opposite)
+    def measure(replays, seeds, f_b, split, opposite, unchanged):
+        changed = half(f_b, split, opposite) & ~unchanged
         measured = []
-        for index, call in concerned():
+        for index, call in concerned(probe):
             seed = fold_in(seeds.next(call.layer), split)
             z = tf.where(over_event(changed, call.z), mirrored(call, seed), call.z)
             measured.append(_measured(replays, index, call, z))
         return f_b, changed, replays.recorded(), measured
 
     measurement, coupled, number, f_b = probe.measurement(measure), set(), 0, None
-    splits, noises = 1, {}
+    splits, noises, random = 1, {}, set()
     while number < 2 * splits:
         split, opposite = divmod(number, 2)
+        arguments = tf.constant(split), tf.constant(bool(opposite))
+        *_, as_before = probe.run(measurement, *arguments, tf.constant(True), noise=number)
         f_b, changed, recorded, measured = probe.run(
-            measurement, tf.constant(split), tf.constant(bool(opposite)), noise=number
+            measurement, *arguments, tf.constant(False), noise=number
         )
         splits = count_splits(f_b)
         number += 1
-        for (index, call), (repeated, altered, soft, whole) in zip(
-            concerned(), measured, strict=True
+        exact = ALIKE * probe.rounding(f_b)
+        for (index, call), before, (repeated, altered, soft, whole) in zip(
+            concerned(probe), as_before, measured, strict=True
         ):
             noise = relative_difference(repeated, recorded[index]).max(0, initial=0)
             noise = noises[index] = np.maximum(noise, noises.get(index, 0.0))
@@ -72,33 +73,50 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int]]:
             if noisy.any() and call.layer.estimator.evaluations > 1:
                 moved = difference(repeated, recorded[index])[:, 0].max()
                 raise ValueError(_not_repeated(probe.model, call, moved, f_b))
-            # Of numbers that are random by themselves nothing can be said.
-            allowed = np.where(noisy, np.inf, 8 * noise + ROUNDING * epsilon(f_b.dtype))
-            moved = moved_by(repeated, altered, changed, allowed)
-            if moved is None and soft:
-                moved = moved_by(*soft, changed, allowed.max(initial=0))
+            if noisy.any():
+                random.add(index)
+            # Of numbers that are random by themselves nothing can be said here.
+            allowed = np.where(noisy, np.inf, 8 * noise + ROUNDING * probe.rounding(f_b))
+            same = (before[0] == repeated).all(0)  # to the last bit, in two runs
+            moved = moved_by(before[1], altered, changed, np.where(same, exact, allowed), same)
+            if moved is None and len(soft):
+                moved = moved_by(before[2], soft, changed, allowed.max(initial=0))
             if moved is not None:
                 if call.layer.estimator.needs_cost:
-                    raise ValueError(_coupled(probe.model, call, moved, f_b))
+                    raise ValueError(coupled_examples(probe.model, call, moved, f_b))
                 coupled.add(index)
             if len(whole) and (relative_difference(altered, whole) > allowed).any():
                 probe.model._graph_tells = False
-    return f_b, coupled
+    return f_b, coupled, random
+
+
+def concerned(probe: Any) -> list[tuple[int, Call]]:
+    """The calls, with their numbers, whose estimators use the cost or its derivative."""
+    return [
+        (index, call)
+        for index, call in enumerate(probe.calls)
+        if call.layer.estimator.needs_cost or call.layer.estimator.relies_on_derivative
+    ]
 
 
 def _measured(replays: Replays, index: int, call: Call, z: tf.Tensor) -> tuple:
-    """Rows at the drawn sample and at `H(z)`; the same with slopes; and once more without graph."""
+    """Rows at the drawn sample and at `H(z)`; there with slopes; and once more without graph."""
     other = call.dist.harden(z)
     repeated, altered = (replays.rows(index, sample) for sample in (call.sample, other))
     emits, soft = call.layer.estimator.replay, ()
     if call.layer.estimator.needs_cost and emits in ("relaxed", "sloped"):
-        samples = (call.sample, other)
-        if emits == "relaxed":
-            temperature = tf.cast(call.layer.estimator.temperature, z.dtype)
-            samples = (call.dist.relax(call.z, temperature), call.dist.relax(z, temperature))
-        soft = tuple(replays.rows(index, sample, emits, slopes=True) for sample in samples)
+        soft = replays.rows(index, replayed(call, z), emits, slopes=True)
     whole = replays.rows(index, other, prune=False) if replays.prunes(index) else ()
     return repeated, altered, soft, whole
+
+
+def replayed(call: Call, z: tf.Tensor) -> tf.Tensor:
+    """The sample that the estimator's replays would have for this z."""
+    if not call.dist.discrete:
+        return z
+    if call.layer.estimator.replay == "relaxed":
+        return call.dist.relax(z, tf.cast(call.layer.estimator.temperature, z.dtype))
+    return call.dist.harden(z)
 
 
 def half(f_b: tf.Tensor, split: tf.Tensor, opposite: tf.Tensor) -> tf.Tensor:
@@ -113,17 +131,31 @@ def count_splits(f_b: np.ndarray) -> int:
 
 
 def mirrored(call: Call, seed: tf.Tensor) -> tf.Tensor:
-    """Another z of the same support, in most coordinates `-z`: its sample differs."""
-    mirror = tf.random.stateless_uniform(tf.shape(call.z), seed) < 0.75
-    return tf.where(tf.math.is_finite(call.z) & mirror, -call.z, call.z)
+    """Another z of the same support, in most coordinates on the other side: its sample differs.
+
+    For discrete samples that is `-z`, for continuous ones the other side of their mean. In each
+    example one coordinate moves at least.
+    """
+    u = tf.random.stateless_uniform(tf.shape(call.z), seed)
+    axes = list(range(1, call.z.shape.rank))
+    mirror = (u < 0.75) | (u <= tf.reduce_min(u, axes, keepdims=True))
+    other = -call.z if call.dist.discrete else call.dist.from_noise(-call.eps).z
+    return tf.where(tf.math.is_finite(call.z) & mirror, other, call.z)
 
 
 def moved_by(
-    before: np.ndarray, after: np.ndarray, changed: np.ndarray, allowed: np.ndarray
+    before: np.ndarray,
+    after: np.ndarray,
+    changed: np.ndarray,
+    allowed: np.ndarray | float,
+    alone: np.ndarray | bool = False,
 ) -> float | None:
-    """By how much rows that were not changed moved, if it is more than allowed."""
+    """By how much rows that were not changed moved, if it is more than allowed.
+
+    `alone`: see `relative_difference`.
+    """
     still = ~changed
-    if not (relative_difference(after[still], before[still]) > allowed).any():
+    if not (relative_difference(after[still], before[still], alone) > allowed).any():
         return None
     return float(difference(after[still], before[still]).max())
 
@@ -146,7 +178,7 @@ def _not_repeated(model: Any, call: Call, moved: float, f_b: np.ndarray) -> str:
     )
 
 
-def _coupled(model: Any, call: Call, moved: float, f_b: np.ndarray) -> str:
+def coupled_examples(model: Any, call: Call, moved: float, f_b: np.ndarray) -> str:
     return (
         f"RelaxModel {model.name!r} couples the examples of a batch: changing the samples of "
         f"{who(call)} in some examples moved others by up to {moved:.3g}, in their cost (up to "

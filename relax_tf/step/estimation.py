@@ -61,19 +61,18 @@ def estimate_batch(model: Any, batch: Batch) -> tuple[ModelEstimate, TrainingPas
                 if call.layer.estimator.needs_cost:
                     seed = seeds.next(call.layer)
                     estimates[call.name] = _estimate(call, f_b, replays.cost(index), seed)
-                    path = path_to_theta(call.dist, estimates[call.name].gradient, f_b)
-                    paths.append(path)
+                    estimate = estimates[call.name]
+                    path = path_to_theta(call.dist, estimate.gradient, estimate.cost)
+                    paths.append(tf.cast(path, f_b.dtype))
         objective = tf.add_n([batch_mean(f_b), *paths])
     estimates |= _pathwise_estimates(tape, objective, hard.calls, f_b)
     for call in hard.calls:
         call.layer.estimator.observe(tf.stop_gradient(f_b), tf.stop_gradient(call.context))
+    losses = [estimate.control_variate_loss for estimate in estimates.values()]
     result = ModelEstimate(
         {call.name: estimates[call.name] for call in hard.calls},
         summed(objective, [*outcome.added, *penalties(model, of_control_variates=False)]),
-        summed(
-            tf.add_n([estimate.control_variate_loss for estimate in estimates.values()]),
-            penalties(model, of_control_variates=True),
-        ),
+        summed(losses[0], [*losses[1:], *penalties(model, of_control_variates=True)]),
     )
     return result, hard, outcome.y_pred
 
@@ -81,6 +80,8 @@ def estimate_batch(model: Any, batch: Batch) -> tuple[ModelEstimate, TrainingPas
 def _estimate(call: Call, f_b: tf.Tensor, cost: Cost, seed: tf.Tensor) -> Estimate:
     """The estimate of one call of a layer; of several samples the hard pass has the first."""
     estimator, dist, context = call.layer.estimator, call.dist, call.context
+    if f_b.dtype != dist.dtype:  # layers of one model may have several
+        f_b, cost = tf.cast(f_b, dist.dtype), _cast(cost, dist.dtype)
     if estimator.num_samples == 1:
         return estimator.estimate_at(dist, call.draw, call.sample, f_b, cost, context, seed)
     draw = estimator.complete_draw(dist.detached(), call.eps, seed)
@@ -92,6 +93,10 @@ def _estimate(call: Call, f_b: tf.Tensor, cost: Cost, seed: tf.Tensor) -> Estima
     return estimate._replace(surrogate=estimate.surrogate + direct - tf.stop_gradient(direct))
 
 
+def _cast(cost: Cost, dtype: tf.DType) -> Cost:
+    return lambda sample: tf.cast(cost(sample), dtype)
+
+
 def _pathwise_estimates(
     tape: tf.GradientTape, objective: tf.Tensor, calls: list[Call], f_b: tf.Tensor
 ) -> dict[str, Estimate]:
@@ -101,10 +106,9 @@ def _pathwise_estimates(
     """
     pathwise = [call for call in calls if not call.layer.estimator.needs_cost]
     gradients = tape.gradient(objective, [call.z for call in pathwise])
-    examples = tf.cast(tf.size(f_b), f_b.dtype)
     estimates = {}
     for call, df_dz in zip(pathwise, gradients, strict=True):
-        df_dz = None if df_dz is None else examples * df_dz
+        df_dz = None if df_dz is None else tf.cast(tf.size(f_b), df_dz.dtype) * df_dz
         gradient = call.layer.estimator.estimate_on_path(call.dist, call.z, f_b, df_dz)
         estimate = package(call.dist, call.sample, f_b, gradient)
         # Here f(b) itself leads backpropagation through the sample.

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from relax_tf.distributions import Distribution, Draw
+from relax_tf.distributions.base import sum_event
 from relax_tf.estimators.estimate import Cost
 from relax_tf.layers.passes import Call, Pass
 from relax_tf.step.folding import fold, tile, unfold
@@ -176,6 +177,14 @@ class Replays:
         slope = tape.gradient(f_b, sample) if slopes else None
         return rows if slope is None else tf.concat([rows, row(slope)], -1)
 
+    def values(self, index: int, sample: tf.Tensor, emits: str) -> list[tf.Tensor]:
+        """The cost, and a number for each later call that moves with its theta and its KL.
+
+        Each `[batch]`; those of later calls are sums of all numbers with random weights.
+        """
+        f_b, _, calls = self._run(index, sample, emits, 1)
+        return [f_b, *(_weighted(call) for call in calls[index + 1 :])]
+
     def _is_downstream(self, index: int, later: Call) -> bool:
         on = self._calls[index].layer
         return not self._model._graph_tells or may_depend(self._model, self._calls, later.layer, on)
@@ -200,6 +209,16 @@ def _rows(f_b: tf.Tensor, calls: list[Call]) -> tf.Tensor:
     for call in calls:
         values += [*tf.nest.flatten(call.theta), *([] if call.kl is None else [call.kl])]
     return tf.concat([row(value) for value in values], -1)
+
+
+def _weighted(call: Call) -> tf.Tensor:
+    """The sum of theta and KL of a call with random weights, `[batch]`."""
+    values = [*tf.nest.flatten(call.theta), *([] if call.kl is None else [call.kl])]
+    sums = []
+    for number, value in enumerate(values):
+        weights = tf.random.stateless_normal(tf.shape(value)[1:], [number, 0], dtype=value.dtype)
+        sums.append(tf.cast(sum_event(weights * value), call.dist.dtype))
+    return tf.add_n(sums)
 
 
 def row(value: tf.Tensor) -> tf.Tensor:

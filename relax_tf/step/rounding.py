@@ -9,6 +9,7 @@ import tensorflow as tf
 from relax_tf.keras_internals import all_layers
 
 ROUNDING = 64  # roundings of a value that do not count
+ALIKE = 16  # where the same computation gives the same value to the last bit
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 
 
@@ -38,14 +39,18 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(a) != np.isfinite(b), np.inf, distance)
 
 
-def relative_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def relative_difference(
+    a: np.ndarray, b: np.ndarray, alone: np.ndarray | bool = False
+) -> np.ndarray:
     """The difference in units of the numbers' sizes, `[n, m]`: no outlier excuses the others.
 
     A number counts by its own size and the median of its column, and where a column is small by a
-    tenth of the largest median, since small numbers may be differences of large ones.
+    tenth of the largest median, since small numbers may be differences of large ones; unless the
+    column is `alone`.
     """
     sizes = np.where(np.isfinite(b), np.abs(b), 0.0)
     medians = np.median(sizes, 0) if len(b) else np.zeros(b.shape[1:])
-    scale = sizes + np.maximum(medians, 0.1 * medians.max(initial=0))
+    least = np.where(alone, 0.0, 0.1 * medians.max(initial=0))
+    scale = sizes + np.maximum(medians, least)
     distance = difference(a, b)
     return np.divide(distance, scale, out=np.where(distance > 0, np.inf, 0.0), where=scale > 0)

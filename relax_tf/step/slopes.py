@@ -11,7 +11,7 @@ import tensorflow as tf
 from relax_tf.distributions.base import sum_event
 from relax_tf.layers.passes import Call
 from relax_tf.step.coupling import INSIST, mirrored, who
-from relax_tf.step.rounding import ROUNDING, epsilon, rms, size
+from relax_tf.step.rounding import ROUNDING, epsilon, rms
 
 _NODES = (8, 16, 32, 64)  # of the quadratures along a path
 # From one hard sample to another, where jumps are met; between relaxed samples, where terms are
@@ -19,16 +19,20 @@ _NODES = (8, 16, 32, 64)  # of the quadratures along a path
 _PATHS = ("hard", "relaxed", "short")
 
 
-def check_derivatives(probe: Any, coupled: set[int]) -> None:
+def check_derivatives(probe: Any, coupled: set[int], random: set[int]) -> None:
     """(c): along a straight line between two samples the cost changes by its integrated slope.
 
     A difference quotient at one point would miss jumps, which are rare and far apart; over a whole
     path they add up. Gauss-Legendre quadrature of more and more nodes tells a slope that is wrong
     from one that is merely rough: the error of the latter shrinks.
 
+    Where discrete layers downstream are held, the cost does not show how their theta moves: it is
+    measured too.
+
     Args:
         probe: a `relax_tf.step.certificate.Probe`.
         coupled: calls that couple examples and may, since they backpropagate for all at once.
+        random: calls for which the cost is random by itself.
     """
     relying = [i for i, call in enumerate(probe.calls) if call.layer.estimator.relies_on_derivative]
     if not relying:
@@ -36,7 +40,7 @@ def check_derivatives(probe: Any, coupled: set[int]) -> None:
 
     def measure(replays, seeds, f_b, t, relaxed, length):
         del f_b
-        values = []
+        measured = []
         for index in relying:
             call = probe.calls[index]
             estimator, dist = call.layer.estimator, call.dist
@@ -50,14 +54,18 @@ def check_derivatives(probe: Any, coupled: set[int]) -> None:
             way = tf.cast(length, start.dtype) * (end - start)
             sample = start + tf.cast(t, start.dtype) * way
             emits = "relaxed" if estimator.needs_cost else "held"
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 tape.watch(sample)
-                f = replays.run(index, sample, emits)
-            slope = tape.gradient(f, sample)
-            if slope is None:  # the estimator says so itself, and what to do
-                slope = tf.fill(tf.shape(sample), tf.cast(float("nan"), sample.dtype))
-            values.append((f, sum_event(slope * way)))
-        return values
+                values = replays.values(index, sample, emits)
+            measured.append([])
+            for number, f in enumerate(values if emits == "held" else values[:1]):
+                slope = tape.gradient(f, sample)
+                if slope is None and number:  # a later call that this sample does not reach
+                    slope = tf.zeros_like(sample)
+                if slope is None:  # the estimator says so itself, and what to do
+                    slope = tf.fill(tf.shape(sample), tf.cast(float("nan"), sample.dtype))
+                measured[-1].append((f, sum_event(slope * way)))
+        return measured
 
     measurement = probe.measurement(measure)
     for kind in _PATHS:
@@ -66,20 +74,26 @@ def check_derivatives(probe: Any, coupled: set[int]) -> None:
             lambda t, arguments=arguments: probe.run(measurement, tf.constant(t), *arguments)
         )
         for position, index in enumerate(relying):
-            path = functools.partial(_of_call, at, position, total=index in coupled)
-            gap = wrong_slope(path, 4 * probe.epsilon)
-            if gap:
-                raise ValueError(_message(probe.model, probe.calls[index], *gap))
+            for number in range(len(at(0.0)[position])):
+                path = functools.partial(_of_call, at, position, number, total=index in coupled)
+                gap = wrong_slope(path, 4 * probe.epsilon)
+                if gap:
+                    call = probe.calls[index]
+                    raise ValueError(_message(probe.model, call, *gap, index in random))
 
 
-def _of_call(at: Callable[[float], list], position: int, t: float, total: bool) -> tuple:
-    """Costs and slopes of one call, `[n]`; summed where backpropagation serves all at once."""
-    f, slope = at(t)[position]
+def _of_call(
+    at: Callable[[float], list], position: int, number: int, t: float, total: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and slopes of one call, `[n]`; summed where backpropagation serves all at once."""
+    f, slope = at(t)[position][number]
     return (f.sum(keepdims=True), slope.sum(keepdims=True)) if total else (f, slope)
 
 
 def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, float, float] | None:
     """The change, the integrated slope and their distance, where they do not fit together.
+
+    Each example counts by its own change: no large one excuses the others.
 
     Args:
         at: from t in [0, 1] to values and slopes, `[n]` each.
@@ -88,32 +102,87 @@ def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, f
     (f_0, _), (f_1, _) = at(t=0.0), at(t=1.0)
     change = f_1.astype(float) - f_0
     rounding += ROUNDING * epsilon(f_0.dtype)
-    floor = rounding * max(size(f_0), size(f_1))
+    sizes = np.maximum(np.abs(f_0), np.abs(f_1)).astype(float)
+    floor = rounding * (sizes + np.median(sizes))
+
+    def compared(nodes: Callable[[int], tuple], count: int) -> tuple[np.ndarray, Callable]:
+        """The integral, and the size of a distance beyond rounding in units of the changes."""
+        points, weights = nodes(count)
+        slopes = [at(t=float(t))[1] for t in points]
+        integral = np.tensordot(weights, np.array(slopes, float), 1)
+        scale = np.abs(change) + np.abs(integral)
+        scale += np.median(scale)
+
+        def parts(distance: np.ndarray) -> np.ndarray:
+            beyond = np.maximum(np.abs(distance) - floor, 0)
+            return np.divide(beyond, scale, out=np.zeros_like(scale), where=scale > 0)
+
+        return integral, parts
+
+    def agrees(integral, parts):
+        return rms(parts(change - integral)) <= 0.005
+
     integrals = []
     for count in _NODES:
-        points, weights = np.polynomial.legendre.leggauss(count)
-        slopes = [at(t=float(t))[1] for t in (points + 1) / 2]
-        integral = np.tensordot(weights / 2, np.array(slopes, float), 1)
+        integral, parts = compared(_gauss, count)
         if not np.isfinite(integral).all() or not np.isfinite(change).all():
             return None
-        error = rms(change - integral)
-        if error <= 0.005 * (rms(change) + rms(integral)) + floor:
+        if agrees(integral, parts):
             return None
         integrals.append(integral)
-        steps = [rms(b - a) for a, b in itertools.pairwise(integrals)]
+        steps = [rms(parts(b - a)) for a, b in itertools.pairwise(integrals)]
         factor = 2 if count == _NODES[-1] else 4
-        if len(steps) > 1 and error > factor * max(steps[-2:]) + floor:
-            return rms(change), rms(integral), error
+        gaps = parts(change - integral)
+        if len(steps) > 1 and rms(gaps) > factor * max(steps[-2:]):
+            if any(agrees(*compared(*finer)) for finer in _FINER):
+                return None
+            worst = np.argmax(gaps)
+            return tuple(float(v[worst]) for v in (change, integral, np.abs(change - integral)))
     return None
 
 
-def _message(model: Any, call: Call, change: float, integral: float, error: float) -> str:
+def _gauss(count: int) -> tuple[np.ndarray, np.ndarray]:
+    points, weights = np.polynomial.legendre.leggauss(count)
+    return (points + 1) / 2, weights / 2
+
+
+def _dense_at_the_ends(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes whose logits are those of Gauss's rule on [-18, 18]."""
+    points, weights = np.polynomial.legendre.leggauss(count)
+    points = 1 / (1 + np.exp(-18 * points))
+    return points, 18 * weights * points * (1 - points)
+
+
+# Before a cost is refused: kinks take many nodes, and slopes like 1 / t, of a cross-entropy whose
+# probabilities are samples, take nodes that are dense at the ends.
+_FINER = (
+    (_dense_at_the_ends, 32),
+    (_dense_at_the_ends, 64),
+    (_gauss, 128),
+    (_gauss, 256),
+)
+
+
+def _message(
+    model: Any, call: Call, change: float, integral: float, error: float, random: bool
+) -> str:
     remedy = "'relax', 'nvil' or 'reinforce'" if call.dist.discrete else "'lax' or 'reinforce'"
-    return (
+    found = (
         f"RelaxModel {model.name!r} has a cost that does not change as its derivative says: from "
-        f"one sample of {who(call)} to another it changed by {change:.3g}, its derivative adds up "
-        f"to {integral:.3g}, and they are {error:.3g} apart. This estimator relies on the "
-        "derivative, and would be biased. Likely causes: `tf.stop_gradient`, rounding, argmax, a "
-        "comparison, a straight-through operation or a `tf.custom_gradient` between the sample and "
-        f"the cost. Use an estimator that asks nothing of the cost: {remedy}. " + INSIST
+        f"one sample of {who(call)} to another it (or the parameters of a later stochastic layer) "
+        f"changed by {change:.3g}, its derivative adds up to {integral:.3g}, and they are "
+        f"{error:.3g} apart. "
+    )
+    if random:
+        return found + (
+            "The cost is random by itself: it differs between two passes with the same samples, "
+            "so its derivative cannot be measured. Take keras.layers.GaussianNoise and the like, "
+            "or keras.random with a keras.random.SeedGenerator, in the place of raw `tf.random` "
+            f"operations, or an estimator that asks nothing of the cost: {remedy}. " + INSIST
+        )
+    return found + (
+        "This estimator relies on the derivative, and would be biased. Likely causes: "
+        "`tf.stop_gradient`, rounding, argmax, a comparison, a straight-through operation or a "
+        "`tf.custom_gradient` between the sample and the cost. Use an estimator that asks nothing "
+        f"of the cost: {remedy}. " + INSIST
     )
