@@ -38,7 +38,7 @@ def forced_costs(model, batch, states):
         y_pred = model(x, training=True) if model._call_has_training_arg else model(x)
         cost = model.compute_cost(x, y, y_pred, forced.latents, sample_weight=weight)
         cost = forced.total(cost)
-    log_p = [call.dist.log_prob(call.sample) for call in forced.calls]
+    log_p = [tf.cast(c.dist.log_prob(c.sample), cost.dtype) for c in forced.calls]
     return cost, tf.add_n(log_p), forced.calls
 
 

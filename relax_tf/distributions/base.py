@@ -76,8 +76,9 @@ class Distribution:
 
     Attributes:
         discrete: whether `b = H(z)` is a hard sample, or `z` itself. Discrete distributions also
-            have `conditional_draw` and `conditional_vjp`, which equation 10 needs, and
-            `trapezoid_vjp` and `neighbour`, which `reinmax` and `flip` need.
+            have `conditional_draw` and `conditional_vjp`, which equation 10 needs,
+            `trapezoid_vjp`, which `reinmax` needs, and `neighbour`, `curved_vjp` and
+            `curved_noise`, which `flip` needs.
     """
 
     discrete: bool
@@ -118,6 +119,13 @@ class Distribution:
         """`values`, `[..., batch, *event]`, and 0 where an infinite logit leaves nothing to chance.
 
         There the gradient is 0, and `z` says nothing.
+        """
+        return values
+
+    def per_variable(self, values: tf.Tensor) -> tf.Tensor:
+        """Sums `values`, `[..., batch, *event]`, over the coordinates of each variable.
+
+        The axes remain: of one-hot variables the last one is 1, all others have one coordinate.
         """
         return values
 

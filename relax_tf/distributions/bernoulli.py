@@ -12,6 +12,7 @@ from relax_tf.distributions.base import (
     Draw,
     at_least_float32,
     flat_event,
+    over_event,
     stand_in_logit,
     sum_event,
 )
@@ -105,6 +106,10 @@ class Bernoulli(Distribution):
         lo, hi = self.support
         return lo + (hi - lo) * indicator
 
+    def probabilities(self) -> tf.Tensor:
+        """The mean of the indicators, `sigmoid(theta)`: shape of theta."""
+        return tf.sigmoid(self.theta)
+
     # Derivatives with respect to theta.
 
     def score(self, b: tf.Tensor) -> tf.Tensor:
@@ -148,6 +153,20 @@ class Bernoulli(Distribution):
         """
         lo, hi = self.support
         return (0.5 * (hi - lo)) * tf.abs(self.score(b)) * w
+
+    def curved_vjp(self, b: tf.Tensor, w: tf.Tensor, curvature: tf.Tensor) -> tf.Tensor:
+        """`v {w - (b - 1/2) k}`, `v = p (1 - p)`, with `w` as in `trapezoid_vjp`.
+
+        The gradient too, if `w(1) - w(0)` is the curvature k: and then the same for both values.
+        """
+        lo, hi = self.support
+        v = tf.sigmoid(self.theta) * tf.sigmoid(-self.theta)
+        return v * ((hi - lo) * w - (self.indicator(b) - 0.5) * curvature)
+
+    def curved_noise(self, size: tf.Tensor) -> tf.Tensor:
+        """`v^2 + (p - 1/2)^2 v / q`: see `Flip.share`; with q proportional to `v` times `size`."""
+        p, v = tf.sigmoid(self.theta), tf.sigmoid(self.theta) * tf.sigmoid(-self.theta)
+        return v**2 + (p - 0.5) ** 2 * over_event(sum_event(v * size), v) / (0.9 * size)
 
     def neighbour(
         self, b: tf.Tensor, seed: Any = None, size: tf.Tensor | float = 1.0

@@ -105,6 +105,10 @@ class OneHotCategorical(Distribution):
         """All samples of one event, shape `[classes ** n, *event, classes]` for n variables."""
         return self._all_states(np.eye(self.shape[-1] or 0), self.shape[1:-1])
 
+    def probabilities(self) -> tf.Tensor:
+        """The mean of the indicators, `softmax(theta)`: shape of theta."""
+        return tf.nn.softmax(self.theta)
+
     # Derivatives with respect to theta.
 
     def score(self, b: tf.Tensor) -> tf.Tensor:
@@ -158,10 +162,47 @@ class OneHotCategorical(Distribution):
         of_p = p * (w - tf.reduce_sum(p * w, -1, keepdims=True))
         return 0.5 * (of_b + of_p)
 
-    def neighbour(self, b: tf.Tensor, seed: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+    def curved_vjp(self, b: tf.Tensor, w: tf.Tensor, curvature: tf.Tensor) -> tf.Tensor:
+        """`(diag(p) - p p^T) D` of each variable, with `D_c = w . (e_c - b) + (1/2) k_c`.
+
+        The gradient too, if D is what the cost gains by class c in the place of b: and then the
+        same for all b. `k_c` is the curvature between the two, the sum of their `curvature`, and 0
+        for `e_c = b`.
+        """
+        p = tf.nn.softmax(self.theta)
+        between = (1 - b) * (curvature + self.per_variable(b * curvature))
+        gained = w - self.per_variable(b * w) + 0.5 * between
+        return p * (gained - self.per_variable(p * gained))
+
+    def curved_noise(self, size: tf.Tensor) -> tf.Tensor:
+        """What `Bernoulli.curved_noise` is, for each variable, `[batch, *variables, 1]`.
+
+        `(2 / V) {(1/4) sum_c (1 - p_c) p_c^2 (1 - 2 p_c + S) + (1/4) M V / q}` with
+        `S = sum_c p_c^2`, `V = 1 - S`, and `M = sum_c p_c (1 - p_c) (1/2 + S - 2 p_c)`, the sum
+        over pairs c, l of classes of `p_c p_l |(e_c + e_l) / 2 - p|^2`.
+        """
+        p = tf.nn.softmax(self.theta)
+        v, s = self.per_variable(p * (1 - p)), self.per_variable(p**2)
+        of_midpoints = tf.maximum(self.per_variable(p * (1 - p) * (0.5 + s - 2 * p)), 0)
+        of_first = self.per_variable((1 - p) * p**2 * (1 - 2 * p + s))
+        q = tf.reshape(self._chances(size), tf.shape(v))
+        return 0.5 * (tf.math.divide_no_nan(of_first, v) + of_midpoints / q)
+
+    def _chances(self, size: tf.Tensor | float) -> tf.Tensor:
+        """The probability of each variable to be the neighbour's, `[batch, n]`."""
+        p = tf.nn.softmax(self.theta)
+        return noise.mostly_proportional(flat_event(self.per_variable(p * (1 - p)) * size))
+
+    def per_variable(self, values):
+        return tf.reduce_sum(values, -1, keepdims=True)
+
+    def neighbour(
+        self, b: tf.Tensor, seed: Any = None, size: tf.Tensor | float = 1.0
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """`b` with one variable j in another class, and a weight, `[batch]`.
 
-        j is independent of `b`, of probability `q_j` mostly proportional to `1 - sum_c p_c^2`.
+        j is independent of `b`, of probability `q_j` mostly proportional to `1 - sum_c p_c^2`
+        times `size`, `[1, *variables, 1]`, that of what there is to correct.
         The class changes from c to l with probability `p_l / (1 - p_c)`. The weight,
         `(1 - p_c) (1 - p_l) / ((2 - p_c - p_l) q_j)`, is `p_c p_l / q_j` over the probability
         `p_c p_l / (1 - p_c) + p_l p_c / (1 - p_l)` of the two classes in either order.
@@ -169,7 +210,7 @@ class OneHotCategorical(Distribution):
         seed_of_variable, seed_of_class = noise.substreams(self._seed(seed), 2)
         theta, b = flat_event(self.theta, axes=1), flat_event(b, axes=1)
         p = tf.nn.softmax(theta)
-        q = noise.mostly_proportional(tf.reduce_sum(p * (1 - p), -1))
+        q = self._chances(size)
         chosen = noise.one_of(q, seed_of_variable)
 
         def of_chosen(values):

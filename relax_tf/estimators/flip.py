@@ -17,11 +17,12 @@ from relax_tf.control_variates import (
     evaluate_outputs,
 )
 from relax_tf.distributions import Bernoulli
-from relax_tf.distributions.base import flat_event, over_event, sum_event
+from relax_tf.distributions.base import Distribution, flat_event, over_event, sum_event
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Cost, batch_mean, evaluate_cost
 from relax_tf.estimators.flip_gradient import (
     at_step,
+    changed,
     curved_flip_gradient,
     flip_gradient,
     seen_curvature,
@@ -54,14 +55,15 @@ class Flip(Estimator):
     Unbiased. Two evaluations of the cost, both at hard samples, where it must have a derivative;
     any derivative: jumps, kinks, rounding and stopped gradients cost variance and never bias. No
     temperature, and the cost never sees a value outside of the support. For discrete variables;
-    see `flip_gradient`. The coordinate is drawn from nine tenths of a distribution proportional to
-    each variable's variance `p (1 - p)` and one tenth of the uniform one.
+    see `flip_gradient`. The variable is drawn from nine tenths of a distribution proportional to
+    its variance, `p (1 - p)` or `1 - sum_c p_c^2`, times the learned size of its corrections, and
+    one tenth of the uniform one.
 
-    For Bernoulli variables a network foretells each unit's curvature from the probabilities of all
-    units, which takes away most of what noise ReinMax's estimate has (`curved_flip_gradient`). It
-    learns from the curvature that each flip shows, by the likelihood of a normal distribution
-    whose variance, one for each unit, is learned too; so is the size of the noise that it is to
-    take away. From the two follows how far an estimate relies on it: not at all at first.
+    A network foretells the curvature in each coordinate from the probabilities of all of them,
+    which takes away most of what noise ReinMax's estimate has (`curved_flip_gradient`). It learns
+    from the curvature that each flip shows, by the likelihood of a normal distribution whose
+    variance, one for each variable, is learned too; so is the size of the noise that it is to take
+    away. From the two follows how far an estimate relies on it: not at all at first.
 
     In a model the second evaluation is a replay in which layers downstream keep their noise and
     emit hard samples. Slopes lead through continuous ones of these and not through discrete ones,
@@ -69,9 +71,9 @@ class Flip(Estimator):
 
     Args:
         curvature: True; a Keras layer or model in the network's place, from `[batch, units]`,
-            `2 p - 1`, to `[batch, units]`; or False for ReinMax's form alone, without anything to
-            learn. By default `relax_tf.control_variates.MLP([100], outputs=units)`. One-hot
-            variables, and events of unknown size, have none.
+            `2 p - 1`, to `[batch, units]`, with the classes of all variables as units; or False
+            for ReinMax's form alone, without anything to learn. By default
+            `relax_tf.control_variates.MLP([100], outputs=units)`. Events of unknown size have none.
         decay: in [0, 1), of the standard deviation of past costs, which is the network's unit:
             the weight of a batch relative to the next one.
 
@@ -118,14 +120,15 @@ class Flip(Estimator):
 
     def build(self, theta_shape, context_shape=None):
         units = tf.TensorShape(theta_shape[1:]).num_elements()
-        self._learns = self._binary and self._curvature_argument is not False and bool(units)
+        self._learns = self._curvature_argument is not False and bool(units)
         if self._learns:
             if self.curvature is None:
                 self.curvature = MLP([100], outputs=units, dtype=self.dtype_policy)
             build_network(self.curvature, theta=theta_shape)
+            variables = units if self._binary else units // theta_shape[-1]
             # A tenth of the logarithms of variances: they have far to go at a network's rate.
             self.log_unforeseen, self.log_noise, self.log_error = (
-                self.add_weight(name=name, shape=(units,), initializer="zeros")
+                self.add_weight(name=name, shape=(variables,), initializer="zeros")
                 for name in ("log_unforeseen", "log_noise", "log_error")
             )
         super().build(theta_shape, context_shape)
@@ -174,63 +177,66 @@ class Flip(Estimator):
     def unit(self, dtype: tf.DType) -> tf.Tensor:
         """What the network's output is a multiple of: a scalar."""
         deviation = self.past.standard_deviation()
-        units = self.log_noise.shape[0]
-        return tf.cast(tf.where(deviation > 0, deviation, 1) / units, dtype)
+        variables = self.log_noise.shape[0]
+        return tf.cast(tf.where(deviation > 0, deviation, 1) / variables, dtype)
 
-    def size(self, dist: Bernoulli) -> tf.Tensor:
-        """The expected size of each unit's correction over its `v`, `[1, *event]`.
+    def size(self, dist: Distribution) -> tf.Tensor:
+        """The expected size of each variable's correction over its probability, `[1, *variables]`.
 
         Corrections have the least variance where `q_j` is proportional to `v_j` times this.
         """
-        size = tf.exp(5 * tf.cast(self.log_error, dist.dtype))
-        return tf.stop_gradient(tf.reshape(size, [1, *dist.shape[1:]]))
+        return tf.stop_gradient(tf.exp(0.5 * self._log_variance(self.log_error, dist)))
 
-    def share(self, dist: Bernoulli) -> tf.Tensor:
-        """How far the estimate of each unit relies on its foretold curvature, like theta.
+    def share(self, dist: Distribution) -> tf.Tensor:
+        """How far the estimate of each variable relies on its foretold curvature.
 
-        `A / (A + B)`, of the two parts of `curved_flip_gradient` that have different noise: with
-        `A = E[{(1 - p) f'(1) - p f'(0)}^2] / 4`, ReinMax's term varies by `v A`; with the foretold
-        curvature, off by E on average in squares, first term and correction vary by
-        `v B`, `B = E (v^2 + (p - 1/2)^2 v / q)`.
+        `A / (A + B)`, of the two parts of `curved_flip_gradient` that have different noise. For a
+        Bernoulli variable, with `A = E[{(1 - p) f'(1) - p f'(0)}^2] / 4`, ReinMax's term varies by
+        `v A`; with the foretold curvature, off by E on average in squares, first term and
+        correction vary by `v B`, `B = E (v^2 + (p - 1/2)^2 v / q)`. For one-hot variables A is a
+        mean over pairs of classes and B, `E curved_noise`, what it is if all their curvatures err
+        independently.
         """
-        p, v = tf.sigmoid(dist.theta), tf.sigmoid(dist.theta) * tf.sigmoid(-dist.theta)
-        ratio = 10 * (tf.cast(self.log_unforeseen, v.dtype) - tf.cast(self.log_noise, v.dtype))
-        ratio = tf.stop_gradient(tf.exp(tf.reshape(ratio, [1, *v.shape[1:]])))
-        size = self.size(dist)
-        in_all = over_event(sum_event(v * size), v) / (0.9 * size)
-        return 1 / (1 + 4 * ratio * (v**2 + (p - 0.5) ** 2 * in_all))
+        log_ratio = self._log_variance(self.log_unforeseen, dist)
+        log_ratio -= self._log_variance(self.log_noise, dist)
+        ratio = tf.stop_gradient(tf.exp(log_ratio))
+        return 1 / (1 + 4 * ratio * dist.curved_noise(self.size(dist)))
 
     def _foretell(
         self, dist, b, neighbour, f_b, f_neighbour, df_db, df_dneighbour
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The curvature in each coordinate, and the loss of all that is learned."""
-        p = tf.sigmoid(dist.theta)
+        p = dist.probabilities()
         outputs = evaluate_outputs(self.curvature, flat_event(2 * p - 1))
         outputs = tf.reshape(outputs, tf.shape(p))
         unit = self.unit(p.dtype)
-        step = dist.score(b) - dist.score(neighbour)
-        seen = seen_curvature(dist, step, df_db, df_dneighbour) / unit
-        unforeseen = seen - at_step(step, outputs)
-        # (1 - p) f'(1) - p f'(0), with f'(1) and f'(0) as mean and difference
-        lo, hi = dist.support
-        mean = 0.5 * (hi - lo) * at_step(step, df_db + df_dneighbour) / unit
-        p_j = at_step(step, p)
-        noise = (1 - 2 * p_j) * mean + 0.5 * seen
-        # the braces of `curved_flip_gradient`
+        score, neighbour_score = dist.score(b), dist.score(neighbour)
+        step = score - neighbour_score
+        seen = seen_curvature(b, neighbour, df_db, df_dneighbour)
+        unforeseen = seen / unit - at_step(step, outputs)
+        # twice the change of ReinMax's estimate
+        noise = dist.trapezoid_vjp(b, df_db) - dist.trapezoid_vjp(neighbour, df_dneighbour)
+        noise = 2 * changed(dist, step) * noise / unit
+        # what `curved_flip_gradient` corrects
         error = trapezoid_error(b, neighbour, f_b, f_neighbour, df_db, df_dneighbour) / unit
-        share = at_step(step, self.share(dist))
-        error = sum_event(step) * error - share * (p_j - 0.5) * unforeseen
+        offset = 0.5 * changed(dist, step) * (score + neighbour_score)
+        error = over_event(error, p) * step
+        error += over_event(unforeseen, p) * self.share(dist) * offset
         learned = (
-            (unforeseen, self.log_unforeseen),
-            (noise, self.log_noise),
-            (tf.stop_gradient(error), self.log_error),
+            (tf.square(unforeseen), self.log_unforeseen),
+            (sum_event(tf.square(noise)), self.log_noise),
+            (tf.stop_gradient(sum_event(tf.square(error))), self.log_error),
         )
-        losses = [normal_loss(e, self._log_variance(variable, step)) for e, variable in learned]
+        losses = [
+            normal_loss(square, sum_event(changed(dist, step) * self._log_variance(variable, dist)))
+            for square, variable in learned
+        ]
         return tf.stop_gradient(unit * outputs), tf.add_n(losses)
 
-    def _log_variance(self, variable, step) -> tf.Tensor:
-        values = 10 * tf.cast(variable, step.dtype)
-        return at_step(step, tf.reshape(values, [1, *step.shape[1:]]))
+    def _log_variance(self, variable, dist) -> tf.Tensor:
+        """One for each variable, `[1, *variables]`, with the axes of theta."""
+        shape = [1, *dist.shape[1:]] if self._binary else [1, *dist.shape[1:-1], 1]
+        return tf.reshape(10 * tf.cast(variable, dist.dtype), shape)
 
     def observe(self, f_b, context):
         if self._learns:
@@ -247,6 +253,6 @@ class Flip(Estimator):
         return cls(**with_networks(config, "curvature"))
 
 
-def normal_loss(error: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
+def normal_loss(square: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
     """The batch mean of minus the log-density of normal errors, but for a constant."""
-    return batch_mean(0.5 * (tf.square(error) * tf.exp(-log_variance) + log_variance))
+    return batch_mean(0.5 * (square * tf.exp(-log_variance) + log_variance))

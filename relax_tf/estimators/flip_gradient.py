@@ -6,7 +6,6 @@ coordinate takes one more evaluation of the cost.
 
 import tensorflow as tf
 
-from relax_tf.distributions import Bernoulli
 from relax_tf.distributions.base import Distribution, over_event, sum_event
 
 
@@ -68,7 +67,7 @@ def flip_gradient(
 
 
 def curved_flip_gradient(
-    dist: Bernoulli,
+    dist: Distribution,
     b: tf.Tensor,
     neighbour: tf.Tensor,
     weight: tf.Tensor,
@@ -79,7 +78,7 @@ def curved_flip_gradient(
     curvature: tf.Tensor,
     share: tf.Tensor,
 ) -> tf.Tensor:
-    """`flip_gradient` for Bernoulli variables, less the noise of `b_i` in its first term.
+    """`flip_gradient`, less the noise of each variable in its own first term.
 
     ReinMax's `(1/2) |b_i - p_i| f'_i(b)` depends on `b_i` strongly where `p_i` is near 0 or 1: the
     rare value has a large term. With a guess `k_i` of the curvature `f'_i(1) - f'_i(0)` there is
@@ -94,34 +93,50 @@ def curved_flip_gradient(
     of `b_i`, `p f'(1) + (1 - p) f'(0) = (1/2) (f'(1) + f'(0)) + (p - 1/2) (f'(1) - f'(0))`, and
     `b - 1/2` has the mean `p - 1/2`. The last line takes away the difference of the means.
 
+    Of a one-hot variable, with the probabilities p, the second first term is
+    `(diag(p) - p p^T) D(b)`, where `D_c(b) = f'(b) . (e_c - b) + k_bc / 2` foretells
+    `f(e_c) - f(b)` and `k_cl` is a guess of the curvature `(f'(e_c) - f'(e_l)) . (e_c - e_l)`. It
+    lacks the mean over b, and over `b' = e_l ~ p`, of `{f(b') - f(b) - D_l(b)} (b' - p)`. As b and
+    b' may change places, that is the mean of
+
+        (1/2) {f(b) - f(b') - (1/2) (f'(b) + f'(b')) . d} d
+        + (1/2) {(f'(b) - f'(b')) . d - k} ((b + b') / 2 - p),    d = b - b',
+
+    of which the former is `flip_gradient`'s correction, and the latter that of the other first
+    term. For Bernoulli variables, `(b + b') / 2 = 1/2` at j, and it is the line above.
+
     Args:
         dist, b, neighbour, weight, f_b, f_neighbour, df_db, df_dneighbour: as in `flip_gradient`.
-        curvature: `k`, in units of cost per step of the indicator squared, `[batch, *event]`.
-        share: `m`, in [0, 1], `[batch, *event]`.
+        curvature: `k`, in units of cost per step of the indicator squared, `[batch, *event]`. Of
+            one-hot variables a number for each class: `k_cl` is the sum of those of c and l.
+        share: `m`, in [0, 1], for each variable (`dist.per_variable`): `[batch, *event]` or, of
+            one-hot variables, `[batch, *variables, 1]`.
 
     Returns:
         The shape of theta. Unbiased.
     """
-    p, v = tf.sigmoid(dist.theta), tf.sigmoid(dist.theta) * tf.sigmoid(-dist.theta)
-    lo, hi = dist.support
-    smooth = v * ((hi - lo) * df_db - (dist.indicator(b) - 0.5) * curvature)
-    first = dist.trapezoid_vjp(b, df_db)
-    step = dist.score(b) - dist.score(neighbour)  # of the indicators: 1 or -1 at j
+    step = dist.score(b) - dist.score(neighbour)  # of the indicators
     error = trapezoid_error(b, neighbour, f_b, f_neighbour, df_db, df_dneighbour)
-    unforeseen = seen_curvature(dist, step, df_db, df_dneighbour) - at_step(step, curvature)
+    unforeseen = seen_curvature(b, neighbour, df_db, df_dneighbour) - at_step(step, curvature)
     correction = over_event(weight * error, step) * step
-    correction -= over_event(weight * unforeseen, step) * tf.abs(step) * share * (p - 0.5)
-    return first + share * (smooth - first) + correction
+    offset = 0.5 * changed(dist, step) * (dist.score(b) + dist.score(neighbour))
+    correction += over_event(weight * unforeseen, step) * share * offset
+    first, curved = dist.trapezoid_vjp(b, df_db), dist.curved_vjp(b, df_db, curvature)
+    return first + share * (curved - first) + correction
 
 
 def at_step(step: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """The value at the coordinate in which two samples differ, `[batch]`."""
+    """The sum of the values at the coordinates in which two samples differ, `[batch]`."""
     return sum_event(tf.abs(step) * values)
 
 
+def changed(dist: Distribution, step: tf.Tensor) -> tf.Tensor:
+    """1 for the variable in which two samples differ, else 0: the shape of `dist.per_variable`."""
+    return tf.minimum(dist.per_variable(tf.abs(step)), 1)
+
+
 def seen_curvature(
-    dist: Bernoulli, step: tf.Tensor, df_db: tf.Tensor, df_dneighbour: tf.Tensor
+    b: tf.Tensor, neighbour: tf.Tensor, df_db: tf.Tensor, df_dneighbour: tf.Tensor
 ) -> tf.Tensor:
-    """`f'_j(b_j = 1) - f'_j(b_j = 0)`, `[batch]`, in units of steps of the indicator."""
-    lo, hi = dist.support
-    return (hi - lo) * sum_event(step * (df_db - df_dneighbour))
+    """`(f'(b) - f'(b')) . (b - b')`, `[batch]`: of a Bernoulli variable, `f'_j(1) - f'_j(0)`."""
+    return sum_event((b - neighbour) * (df_db - df_dneighbour))
