@@ -4,6 +4,7 @@ python -m examples.variance --config=configs/variance_mnist.py --workdir=/tmp/va
 
 trains the model first, a quarter of an hour to half of one on one core; `--config.steps` for an
 earlier one. `--config=configs/variance_mnist.py:relaxed_disarm,disarm` compares these alone.
+`flip` is also compared without its curvature.
 """
 
 import ml_collections
@@ -20,8 +21,9 @@ def get_config(names=""):
     config.variance_batch = 100  # images
     config.variance_draws = 300
     config.compared = ml_collections.ConfigDict()
-    for name in names.split(",") if names else ALL:
+    chosen = names.split(",") if names else ALL
+    for name in chosen:
         config.compared[name] = {"id": name}
-    if not names:
+    if "flip" in chosen:
         config.compared["flip, no curvature"] = {"id": "flip", "curvature": False}
     return config

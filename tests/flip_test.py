@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
-from relax_tf import estimators
+from relax_tf import diagnostics, estimators
 from relax_tf.distributions import Bernoulli, OneHotCategorical, noise
 from tests.problems import (
     CategoricalJumps,
@@ -189,24 +189,52 @@ def test_flip_refuses_a_cost_without_a_derivative(family):
 # The curvature that flip learns.
 
 
-def test_flip_starts_as_reinmax_and_its_correction():
+@pytest.mark.parametrize("classes", [False, True])
+def test_flip_starts_as_reinmax_and_its_correction(classes):
     """Before it has learned anything, units that are decided rely on the curvature, others not."""
     estimator = estimators.get("flip")
-    dist = Bernoulli(tf.constant([[-8.0, 1.0] + 50 * [-1.0], [-8.0] + 51 * [-9.0]]))
-    estimator.estimate(dist, total, seed=0)
+    theta = tf.constant([[-8.0, 1.0] + 50 * [-1.0], [-8.0] + 51 * [-9.0]])
+    dist = OneHotCategorical(tf.stack([0 * theta, theta], -1)) if classes else Bernoulli(theta)
+    estimator.estimate(dist, lambda b: total(b[:, :5], b.shape.rank - 1) ** 2, seed=0)
     share = estimator.share(dist).numpy()
+    assert share.shape == ((2, 52, 1) if classes else (2, 52))
     assert (share >= 0).all() and (share <= 1).all()
-    assert share[0].max() < 0.5 < share[1].min()
+    assert np.median(share[0]) < 0.5 < share[1].min()
 
 
-def test_flip_learns_the_curvature_and_varies_less():
-    matrix = tf.random.stateless_normal([6, 6], [3, 4])
+FAMILIES = {
+    "bernoulli": lambda theta: Bernoulli(theta[..., 0], (-1, 1)),
+    "one-hot": OneHotCategorical,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_noise_is_left_where_the_curvature_is_known(family):
+    """Of a cost without products of coordinates, whatever b is drawn."""
+    dist = FAMILIES[family](tf.repeat(2 * tf.random.stateless_normal([1, 3, 4], [1, 2]), 50, 0))
+    slope, curvature = tf.random.stateless_normal([2, *dist.shape[1:]], [3, 4])
 
     def cost(b):
-        return total(tf.tensordot(b, matrix, 1) * b) + 3 * total(b) ** 2 + 0.1 * total(b) ** 3
+        return total(slope * b + 0.5 * curvature * b**2, dist.shape.rank - 1)
 
-    theta = 2 * tf.random.stateless_normal([500, 6], [1, 2])
-    dist = Bernoulli(theta, (-1, 1))
+    b = dist.draw(seed=0).b
+    width = 2 if family == "bernoulli" else 1
+    estimate = dist.curved_vjp(b, slope + curvature * b, width**2 * curvature)
+    np.testing.assert_allclose(estimate, diagnostics.exact_gradient(dist, cost), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flip_learns_the_curvature_and_varies_less(family):
+    dist = FAMILIES[family](2 * tf.random.stateless_normal([500, 6, 3], [1, 2]))
+    axes = dist.shape.rank - 1
+    size = dist.shape[1:].num_elements()
+    matrix = tf.random.stateless_normal([size, size], [3, 4])
+
+    def cost(b):
+        flat = tf.reshape(b, tf.concat([tf.shape(b)[: b.shape.rank - axes], [size]], 0))
+        linear = total(flat[..., ::2])
+        return total(tf.tensordot(flat, matrix, 1) * flat) + 3 * linear**2 + 0.1 * linear**3
+
     learned, plain = estimators.get("flip"), estimators.Flip(curvature=False)
     optimizer = keras.optimizers.Adam(1e-2)
 
@@ -220,7 +248,7 @@ def test_flip_learns_the_curvature_and_varies_less():
     for seed in range(400):
         _, gradients = step(tf.constant([7, seed]))
         optimizer.apply(gradients, learned.trainable_variables)
-    exact = relax_tf.diagnostics.exact_gradient(dist, cost)
+    exact = diagnostics.exact_gradient(dist, cost)
 
     def error(estimator):
         estimates = [estimator.estimate(dist, cost, seed=seed).gradient for seed in range(20)]
@@ -229,16 +257,14 @@ def test_flip_learns_the_curvature_and_varies_less():
     assert error(learned) < 0.7 * error(plain)
 
 
-def test_flip_has_nothing_to_learn_for_one_hot_variables_or_by_choice():
-    for config, dist in (
-        ("flip", OneHotCategorical(tf.zeros([2, 3]))),
-        ({"class_name": "flip", "config": {"curvature": False}}, Bernoulli(tf.zeros([2, 3]))),
-    ):
-        estimator = estimators.get(config)
-        assert float(estimator.estimate(dist, total).control_variate_loss) == 0
-        assert estimator.variables == estimator.past.variables
-        again = estimators.deserialize(estimators.serialize(estimator))
-        assert again.trainable_variables == []
+@pytest.mark.parametrize("family", [Bernoulli, OneHotCategorical])
+def test_flip_has_nothing_to_learn_by_choice(family):
+    dist = family(tf.zeros([2, 3]))
+    estimator = estimators.Flip(curvature=False)
+    assert float(estimator.estimate(dist, total).control_variate_loss) == 0
+    assert estimator.variables == estimator.past.variables
+    again = estimators.deserialize(estimators.serialize(estimator))
+    assert again.trainable_variables == []
 
 
 def test_flip_takes_a_network_of_the_user_s_and_keeps_it():
