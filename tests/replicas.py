@@ -34,6 +34,7 @@ class NoiseFromInputs(relax_tf.StochasticBinaryLayer):
 
     def build(self, input_shape):
         super().build((*input_shape[:-1], FEATURES))
+        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: FEATURES + UNITS})
 
     def call(self, inputs, training=None):
         self._u = inputs[:, FEATURES:]

@@ -21,6 +21,28 @@ LAYERS = {
 }
 
 
+class Scaled(relax_tf.StochasticBinaryLayer):
+    """A subclass with names of its own, and without context."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+
+    def call(self, x, training=None):
+        return super().call(0.5 * x, training=training)
+
+
+def test_a_layer_of_one_s_own_has_a_shape():
+    inputs = keras.Input([3])
+    outputs = Scaled(4)(inputs)
+    assert outputs.shape == (None, 4)
+    models = relax_tf.RelaxModel(inputs, outputs), keras.Sequential([Scaled(4, "reinmax")])
+    for model in models:
+        model(np.ones([2, 3], "f"))
+        lines = []
+        model.summary(print_fn=lines.append)
+        assert ", 4)" in "\n".join(lines)
+
+
 @pytest.mark.parametrize("base", [relax_tf.RelaxModel, keras.Model])
 @pytest.mark.parametrize(
     ("kind", "with_context"),

@@ -106,7 +106,7 @@ class StochasticBinaryLayer(StochasticLayer):
     def build_prior(self, units):
         self.prior_logits = self.add_prior_weight("prior_logits", units)
 
-    def compute_output_shape(self, inputs_shape, context_shape=None):
+    def _sample_shape(self, inputs_shape):
         return inputs_shape if self.units is None else (*inputs_shape[:-1], self.units)
 
     def distribution(self, inputs):

@@ -97,7 +97,7 @@ class StochasticCategoricalLayer(StochasticLayer):
     def build_prior(self, units):
         self.prior_logits = self.add_prior_weight("prior_logits", units)
 
-    def compute_output_shape(self, inputs_shape, context_shape=None):
+    def _sample_shape(self, inputs_shape):
         if self.num_variables is None:
             return inputs_shape
         return (*inputs_shape[:-1], self.num_variables, self.num_classes)

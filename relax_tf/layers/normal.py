@@ -99,7 +99,7 @@ class StochasticNormalLayer(StochasticLayer):
         self.prior_loc = self.add_prior_weight("prior_loc", units)
         self.prior_log_scale = self.add_prior_weight("prior_log_scale", units)
 
-    def compute_output_shape(self, inputs_shape, context_shape=None):
+    def _sample_shape(self, inputs_shape):
         if self.units is not None:
             return (*inputs_shape[:-1], self.units)
         loc, scale = _pair(inputs_shape, self.name)

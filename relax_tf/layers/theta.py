@@ -48,6 +48,15 @@ class ThetaLayer(keras.layers.Layer):
             self.dense.build(inputs_shape)
         self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: inputs_shape[-1]})
 
+    def compute_output_shape(self, inputs_shape=None, **shapes):
+        # `summary()` calls the shapes as `build` does, of a subclass too; the first is the inputs'.
+        first = next(iter(shapes.values()), None) if inputs_shape is None else inputs_shape
+        return self._sample_shape(first)
+
+    def _sample_shape(self, inputs_shape: Any) -> tuple[int | None, ...]:
+        """Of inputs of this shape, or of several."""
+        raise NotImplementedError
+
     def _refuse_settings_of_dense(self, settings: dict[str, Any]) -> None:
         for name, value in settings.items():
             if value != _OF_DENSE[name]:
