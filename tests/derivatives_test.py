@@ -164,7 +164,7 @@ class Weighted(relax_tf.RelaxModel):
         return smooth + 2 * tf.reduce_sum(rounded, -1) * rounded[:, 0]
 
 
-@pytest.mark.parametrize("weight", [1.0, 1e5])
+@pytest.mark.parametrize("weight", [1.0, 1e5, np.inf])
 def test_heavy_examples_do_not_hide_the_wrong_slopes_of_others(weight):
     model = Weighted("rebar")
     model.compile("sgd")

@@ -14,6 +14,7 @@ from relax_tf.step.coupling import INSIST, mirrored, who
 from relax_tf.step.rounding import ROUNDING, epsilon, rms
 
 _NODES = (8, 16, 32, 64)  # of the quadratures along a path
+_AGREES = 0.005  # of the changes
 # From one hard sample to another, where jumps are met; between relaxed samples, where terms are
 # seen that vanish at hard ones; a short way, on which even a rough cost is smooth.
 _PATHS = ("hard", "relaxed", "short")
@@ -100,44 +101,44 @@ def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, f
         rounding: of the values, relative to their size, beyond that of their dtype.
     """
     (f_0, _), (f_1, _) = at(t=0.0), at(t=1.0)
-    change = f_1.astype(float) - f_0
+    with np.errstate(invalid="ignore"):
+        change = f_1.astype(float) - f_0
     rounding += ROUNDING * epsilon(f_0.dtype)
     sizes = np.maximum(np.abs(f_0), np.abs(f_1)).astype(float)
+    sizes = np.where(np.isfinite(sizes), sizes, 0.0)
     floor = rounding * (sizes + np.median(sizes))
 
-    def compared(nodes: Callable[[int], tuple], count: int) -> tuple[np.ndarray, Callable]:
-        """The integral, and the size of a distance beyond rounding in units of the changes."""
+    def compared(nodes: Callable[[int], tuple], count: int) -> tuple[np.ndarray, ...]:
+        """The integral, its distance from the change, and what they are measured by.
+
+        Examples without finite numbers count as ones that do not change.
+        """
         points, weights = nodes(count)
         slopes = [at(t=float(t))[1] for t in points]
         integral = np.tensordot(weights, np.array(slopes, float), 1)
-        scale = np.abs(change) + np.abs(integral)
-        scale += np.median(scale)
+        known = np.isfinite(integral) & np.isfinite(change)
+        integral, moved = np.where(known, integral, 0.0), np.where(known, change, 0.0)
+        scale = np.abs(moved) + np.abs(integral)
+        return integral, moved - integral, scale + np.median(scale)
 
-        def parts(distance: np.ndarray) -> np.ndarray:
-            beyond = np.maximum(np.abs(distance) - floor, 0)
-            return np.divide(beyond, scale, out=np.zeros_like(scale), where=scale > 0)
-
-        return integral, parts
-
-    def agrees(integral, parts):
-        return rms(parts(change - integral)) <= 0.005
+    def share(distance: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        beyond = np.maximum(np.abs(distance) - floor, 0)
+        return np.divide(beyond, scale, out=np.zeros_like(scale), where=scale > 0)
 
     integrals = []
     for count in _NODES:
-        integral, parts = compared(_gauss, count)
-        if not np.isfinite(integral).all() or not np.isfinite(change).all():
-            return None
-        if agrees(integral, parts):
+        integral, distance, scale = compared(_gauss, count)
+        gaps = share(distance, scale)
+        if rms(gaps) <= _AGREES:
             return None
         integrals.append(integral)
-        steps = [rms(parts(b - a)) for a, b in itertools.pairwise(integrals)]
+        steps = [rms(share(b - a, scale)) for a, b in itertools.pairwise(integrals)]
         factor = 2 if count == _NODES[-1] else 4
-        gaps = parts(change - integral)
         if len(steps) > 1 and rms(gaps) > factor * max(steps[-2:]):
-            if any(agrees(*compared(*finer)) for finer in _FINER):
+            if any(rms(share(*compared(*finer)[1:])) <= _AGREES for finer in _FINER):
                 return None
             worst = np.argmax(gaps)
-            return tuple(float(v[worst]) for v in (change, integral, np.abs(change - integral)))
+            return tuple(float(v[worst]) for v in (change, integral, np.abs(distance)))
     return None
 
 
