@@ -194,6 +194,16 @@ def test_layers_train(name, mode):
     assert all(np.isfinite(values).all() for values in history.values())
 
 
+def test_particles_of_layers_of_several_dtypes():
+    inputs = keras.Input([3])
+    b = relax_tf.StochasticBinaryLayer(2, "vimco", dtype="float64")(inputs)
+    b = relax_tf.StochasticBinaryLayer(2, "vimco")(b)
+    several = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(b))
+    several.compile("sgd", loss="mse")
+    losses = several.fit(np.ones([8, 3], "f"), np.ones([8, 2], "f"), epochs=2, verbose=0)
+    assert np.isfinite(losses.history["loss"]).all()
+
+
 @pytest.mark.parametrize("name", ["rloo", "arm", "disarm", "vimco"])
 def test_estimates_of_layers_have_all_samples(name):
     trained = model(name, "relax") if name != "vimco" else model(name, name)

@@ -60,11 +60,10 @@ def estimate_batch(model: Any, batch: Batch) -> tuple[ModelEstimate, TrainingPas
             for index, call in enumerate(hard.calls):
                 if call.layer.estimator.needs_cost:
                     seed = seeds.next(call.layer)
-                    estimates[call.name] = _estimate(call, f_b, replays.cost(index), seed)
-                    estimate = estimates[call.name]
-                    path = path_to_theta(call.dist, estimate.gradient, estimate.cost)
-                    paths.append(tf.cast(path, f_b.dtype))
-        objective = tf.add_n([batch_mean(f_b), *paths])
+                    estimate = _estimate(call, f_b, replays.cost(index), seed)
+                    estimates[call.name] = estimate
+                    paths.append(path_to_theta(call.dist, estimate.gradient, estimate.cost))
+        objective = summed(batch_mean(f_b), paths)
     estimates |= _pathwise_estimates(tape, objective, hard.calls, f_b)
     for call in hard.calls:
         call.layer.estimator.observe(tf.stop_gradient(f_b), tf.stop_gradient(call.context))
@@ -80,8 +79,7 @@ def estimate_batch(model: Any, batch: Batch) -> tuple[ModelEstimate, TrainingPas
 def _estimate(call: Call, f_b: tf.Tensor, cost: Cost, seed: tf.Tensor) -> Estimate:
     """The estimate of one call of a layer; of several samples the hard pass has the first."""
     estimator, dist, context = call.layer.estimator, call.dist, call.context
-    if f_b.dtype != dist.dtype:  # layers of one model may have several
-        f_b, cost = tf.cast(f_b, dist.dtype), _cast(cost, dist.dtype)
+    f_b = tf.cast(f_b, dist.dtype)  # layers of one model may have several
     if estimator.num_samples == 1:
         return estimator.estimate_at(dist, call.draw, call.sample, f_b, cost, context, seed)
     draw = estimator.complete_draw(dist.detached(), call.eps, seed)
@@ -91,10 +89,6 @@ def _estimate(call: Call, f_b: tf.Tensor, cost: Cost, seed: tf.Tensor) -> Estima
     # The model's parameters learn from the hard pass.
     direct = batch_mean(f_b)
     return estimate._replace(surrogate=estimate.surrogate + direct - tf.stop_gradient(direct))
-
-
-def _cast(cost: Cost, dtype: tf.DType) -> Cost:
-    return lambda sample: tf.cast(cost(sample), dtype)
 
 
 def _pathwise_estimates(

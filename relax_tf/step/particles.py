@@ -91,6 +91,7 @@ def estimate_particles(calls: Sequence[Call], values: tf.Tensor) -> tuple[Estima
         values: the cost of each particle, `[K, batch]`.
     """
     estimator, copies = calls[0].layer.estimator, values.shape[0]
+    values = tf.cast(values, calls[0].dist.dtype)  # layers of one model may have several
     credits = estimator.credits(tf.stop_gradient(values))
     credits = tf.unstack(credits) if len(calls) == copies else [fold(credits)]
     cost = estimator.combine(values)

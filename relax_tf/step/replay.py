@@ -116,7 +116,7 @@ class Replays:
         self._state, self._f_b = outcome.state, outcome.f_b
 
     def cost(self, index: int, emits: str | None = None) -> Cost:
-        """The cost as a function of the sample of call number `index`.
+        """The cost as a function of the sample of call number `index`, in the dtype of its theta.
 
         The function takes `[batch, *event]` to `[batch]`, and `[K, batch, *event]` to
         `[K, batch]`: K replays, or one of a batch K times as long where that is known to be the
@@ -129,13 +129,16 @@ class Replays:
         call = self._calls[index]
         emits = emits or call.layer.estimator.replay
 
+        def one_replay(sample: tf.Tensor, copies: int = 1) -> tf.Tensor:
+            return tf.cast(self.run(index, sample, emits, copies), call.dist.dtype)
+
         def cost(sample: tf.Tensor) -> tf.Tensor:
             if sample.shape.rank == call.dist.shape.rank:
-                return self.run(index, sample, emits)
+                return one_replay(sample)
             copies = sample.shape[0]
             if copies > 1 and self._model._rows_are_alike:
-                return unfold(self.run(index, fold(sample), emits, copies), copies)
-            return tf.stack([self.run(index, one, emits) for one in tf.unstack(sample)])
+                return unfold(one_replay(fold(sample), copies), copies)
+            return tf.stack([one_replay(one) for one in tf.unstack(sample)])
 
         return cost
 
