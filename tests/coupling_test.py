@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
+from relax_tf.layers.passes import Call
+from relax_tf.step.coupling import mirrored
 from tests.suspects import COUPLED, Apply, LoadBalanced, Penalised, X, Y, model_of
 
 Binary = relax_tf.StochasticBinaryLayer
@@ -297,6 +299,14 @@ def test_one_unit_and_two_examples_suffice():
         model.compile("sgd", loss="mse")
         with pytest.raises(ValueError, match=COUPLED):
             model.check(X[:2], Y[:2])
+
+
+def test_each_example_takes_another_sample():
+    dist = relax_tf.distributions.Bernoulli(tf.zeros([200, 1]))
+    eps = dist.noise(seed=0)
+    draw = dist.from_noise(eps)
+    call = Call("b", None, dist, eps, draw.z, draw.b, None, None)
+    assert (dist.harden(mirrored(call, tf.constant([0, 1]))) != draw.b).numpy().all()
 
 
 @pytest.mark.parametrize("estimator", ["disarm", "relax", "rebar"])

@@ -1,6 +1,6 @@
 """Properties (a) and (b) of the certificate: replays repeat, and examples are not coupled."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -64,29 +64,30 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int], set[in
         splits = count_splits(f_b)
         number += 1
         exact = ALIKE * probe.rounding(f_b)
-        for (index, call), before, (repeated, altered, soft, whole) in zip(
-            concerned(probe), as_before, measured, strict=True
-        ):
-            noise = relative_difference(repeated, recorded[index]).max(0, initial=0)
+        for (index, call), before, after in zip(concerned(probe), as_before, measured, strict=True):
+            noise = relative_difference(after.repeated, recorded[index]).max(0, initial=0)
             noise = noises[index] = np.maximum(noise, noises.get(index, 0.0))
             noisy = noise > ROUNDING * probe.epsilon
             if noisy.any() and call.layer.estimator.evaluations > 1:
-                moved = difference(repeated, recorded[index])[:, 0].max()
+                moved = difference(after.repeated, recorded[index])[:, 0].max()
                 raise ValueError(_not_repeated(probe.model, call, moved, f_b))
             if noisy.any():
                 random.add(index)
             # Of numbers that are random by themselves nothing can be said here.
             allowed = np.where(noisy, np.inf, 8 * noise + ROUNDING * probe.rounding(f_b))
-            same = (before[0] == repeated).all(0)  # to the last bit, in two runs
-            moved = moved_by(before[1], altered, changed, np.where(same, exact, allowed), same)
-            if moved is None and len(soft):
-                moved = moved_by(before[2], soft, changed, allowed.max(initial=0))
+            same = (before.repeated == after.repeated).all(0)  # to the last bit, in two runs
+            tolerance = np.where(same, exact, allowed)
+            moved = moved_by(before.altered, after.altered, changed, tolerance, same)
+            if moved is None and len(after.sloped):
+                moved = moved_by(before.sloped, after.sloped, changed, allowed.max(initial=0))
             if moved is not None:
                 if call.layer.estimator.needs_cost:
                     raise ValueError(coupled_examples(probe.model, call, moved, f_b))
                 coupled.add(index)
-            if len(whole) and (relative_difference(altered, whole) > allowed).any():
-                probe.model._graph_tells = False
+            if len(after.whole):
+                differs = relative_difference(after.altered, after.whole) > allowed
+                if differs.any():
+                    probe.model._graph_tells = False
     return f_b, coupled, random
 
 
@@ -99,15 +100,28 @@ def concerned(probe: Any) -> list[tuple[int, Call]]:
     ]
 
 
-def _measured(replays: Replays, index: int, call: Call, z: tf.Tensor) -> tuple:
-    """Rows at the drawn sample and at `H(z)`; there with slopes; and once more without graph."""
-    other = call.dist.harden(z)
-    repeated, altered = (replays.rows(index, sample) for sample in (call.sample, other))
-    emits, soft = call.layer.estimator.replay, ()
+class Measured(NamedTuple):
+    """Rows (`Replays.rows`) of one call's replays.
+
+    At the drawn sample; at another one, `H(z)`; there as the estimator replays it, with slopes,
+    where it uses them; and with all later calls, where the graph spares some.
+    """
+
+    repeated: Any
+    altered: Any
+    sloped: Any
+    whole: Any
+
+
+def _measured(replays: Replays, index: int, call: Call, z: tf.Tensor) -> Measured:
+    other, sloped, whole = call.dist.harden(z), (), ()
+    emits = call.layer.estimator.replay
     if call.layer.estimator.needs_cost and emits in ("relaxed", "sloped"):
-        soft = replays.rows(index, replayed(call, z), emits, slopes=True)
-    whole = replays.rows(index, other, prune=False) if replays.prunes(index) else ()
-    return repeated, altered, soft, whole
+        sloped = replays.rows(index, replayed(call, z), emits, slopes=True)
+    if replays.prunes(index):
+        whole = replays.rows(index, other, prune=False)
+    repeated, altered = replays.rows(index, call.sample), replays.rows(index, other)
+    return Measured(repeated, altered, sloped, whole)
 
 
 def replayed(call: Call, z: tf.Tensor) -> tf.Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from relax_tf.layers.passes import Call
 from relax_tf.step.coupling import concerned, count_splits, coupled_examples, half, replayed
 from relax_tf.step.replay import row
 from relax_tf.step.rounding import ALIKE
@@ -15,8 +16,9 @@ def check_cross_slopes(probe: Any, f_b: np.ndarray) -> None:
 
     What `check_replays_and_coupling` cannot see moving, this sees: a coupling that is lost in the
     rounding of a cost with a large constant part, or in the noise of a cost that is random by
-    itself. Of a cost without a derivative it sees nothing. Where a later call has another theta in
-    place of another cost, its theta and its KL count too.
+    itself. Where a later call has another theta in place of another cost, its theta and its KL
+    count too. Of a cost without a derivative it sees nothing; as that may show in an error, the
+    measurement is one of its own.
 
     Args:
         probe: a `relax_tf.step.certificate.Probe`.
@@ -25,16 +27,19 @@ def check_cross_slopes(probe: Any, f_b: np.ndarray) -> None:
     Raises:
         ValueError: if examples are coupled.
     """
-    calls = [(i, call) for i, call in concerned(probe) if call.layer.estimator.needs_cost]
-    if not calls or len(f_b) < 2:
+
+    def crediting() -> list[tuple[int, Call]]:
+        return [(i, call) for i, call in concerned(probe) if call.layer.estimator.needs_cost]
+
+    if not crediting() or len(f_b) < 2:
         return
 
     def measure(replays, seeds, f_b, split, opposite):
         del seeds
         others = half(f_b, split, opposite)
         measured = []
-        for index, call in calls:
-            sample = tf.stop_gradient(replayed(probe.calls[index], probe.calls[index].z))
+        for index, call in crediting():
+            sample = tf.stop_gradient(replayed(call, call.z))
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 tape.watch(sample)
                 values = replays.values(index, sample, call.layer.estimator.replay)
@@ -51,7 +56,7 @@ def check_cross_slopes(probe: Any, f_b: np.ndarray) -> None:
             others, measured = probe.run(measurement, *arguments, noise=number)
         except (LookupError, NotImplementedError, tf.errors.OpError):  # no derivative
             return
-        for (_, call), slopes in zip(calls, measured, strict=True):
+        for (_, call), slopes in zip(crediting(), measured, strict=True):
             for slope in slopes:
                 finite = np.where(np.isfinite(slope), np.abs(slope), 0.0)
                 own, across = finite[~others].max(initial=0), finite[others].max(initial=0)

@@ -57,15 +57,19 @@ def check_derivatives(probe: Any, coupled: set[int], random: set[int]) -> None:
             emits = "relaxed" if estimator.needs_cost else "held"
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 tape.watch(sample)
-                values = replays.values(index, sample, emits)
-            measured.append([])
-            for number, f in enumerate(values if emits == "held" else values[:1]):
-                slope = tape.gradient(f, sample)
-                if slope is None and number:  # a later call that this sample does not reach
-                    slope = tf.zeros_like(sample)
-                if slope is None:  # the estimator says so itself, and what to do
-                    slope = tf.fill(tf.shape(sample), tf.cast(float("nan"), sample.dtype))
-                measured[-1].append((f, sum_event(slope * way)))
+                if emits == "held":
+                    f, *later = replays.values(index, sample, emits)
+                else:
+                    f, later = replays.run(index, sample, emits), []
+            slope = tape.gradient(f, sample)
+            if slope is None:  # the estimator says so itself, and what to do
+                slope = tf.fill(tf.shape(sample), tf.cast(float("nan"), sample.dtype))
+            slopes = [
+                slope,
+                *(tape.gradient(v, sample, unconnected_gradients="zero") for v in later),
+            ]
+            pairs = zip([f, *later], slopes, strict=True)
+            measured.append([(value, sum_event(slope * way)) for value, slope in pairs])
         return measured
 
     measurement = probe.measurement(measure)
