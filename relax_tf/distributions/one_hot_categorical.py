@@ -95,7 +95,7 @@ class OneHotCategorical(Distribution):
 
     def mean(self) -> tf.Tensor:
         """`E[b] = softmax(theta)`, shape `[batch, *event, classes]`."""
-        return tf.nn.softmax(self.theta)
+        return self.probabilities()
 
     def mode(self) -> tf.Tensor:
         """The most probable sample, `[batch, *event, classes]`; of equal ones the first class."""
@@ -156,11 +156,8 @@ class OneHotCategorical(Distribution):
         and those of `w(l)` are alike, and what is left is the mean over `b = e_c` of
         `(1/2) sum_l p_l ((b - e_l) . w) (b - e_l)`: the formula above (Liu et al. 2023).
         """
-        p = tf.nn.softmax(self.theta)
-        centred = b - p
-        of_b = centred * tf.reduce_sum(centred * w, -1, keepdims=True)
-        of_p = p * (w - tf.reduce_sum(p * w, -1, keepdims=True))
-        return 0.5 * (of_b + of_p)
+        centred = self.score(b)
+        return 0.5 * (centred * self.per_variable(centred * w) + self._covariance_vjp(w))
 
     def curved_vjp(self, b: tf.Tensor, w: tf.Tensor, curvature: tf.Tensor) -> tf.Tensor:
         """`(diag(p) - p p^T) D` of each variable, with `D_c = w . (e_c - b) + (1/2) k_c`.
@@ -169,10 +166,13 @@ class OneHotCategorical(Distribution):
         same for all b. `k_c` is the curvature between the two, the sum of their `curvature`, and 0
         for `e_c = b`.
         """
-        p = tf.nn.softmax(self.theta)
         between = (1 - b) * (curvature + self.per_variable(b * curvature))
-        gained = w - self.per_variable(b * w) + 0.5 * between
-        return p * (gained - self.per_variable(p * gained))
+        return self._covariance_vjp(w - self.per_variable(b * w) + 0.5 * between)
+
+    def _covariance_vjp(self, w: tf.Tensor) -> tf.Tensor:
+        """`(diag(p) - p p^T) w` of each variable."""
+        p = self.probabilities()
+        return p * (w - self.per_variable(p * w))
 
     def curved_noise(self, size: tf.Tensor) -> tf.Tensor:
         """What `Bernoulli.curved_noise` is, for each variable, `[batch, *variables, 1]`.
@@ -181,7 +181,7 @@ class OneHotCategorical(Distribution):
         `S = sum_c p_c^2`, `V = 1 - S`, and `M = sum_c p_c (1 - p_c) (1/2 + S - 2 p_c)`, the sum
         over pairs c, l of classes of `p_c p_l |(e_c + e_l) / 2 - p|^2`.
         """
-        p = tf.nn.softmax(self.theta)
+        p = self.probabilities()
         v, s = self.per_variable(p * (1 - p)), self.per_variable(p**2)
         of_midpoints = tf.maximum(self.per_variable(p * (1 - p) * (0.5 + s - 2 * p)), 0)
         of_first = self.per_variable((1 - p) * p**2 * (1 - 2 * p + s))
@@ -190,7 +190,7 @@ class OneHotCategorical(Distribution):
 
     def _chances(self, size: tf.Tensor | float) -> tf.Tensor:
         """The probability of each variable to be the neighbour's, `[batch, n]`."""
-        p = tf.nn.softmax(self.theta)
+        p = self.probabilities()
         return noise.mostly_proportional(flat_event(self.per_variable(p * (1 - p)) * size))
 
     def per_variable(self, values):

@@ -17,16 +17,16 @@ from relax_tf.control_variates import (
     evaluate_outputs,
 )
 from relax_tf.distributions import Bernoulli
-from relax_tf.distributions.base import Distribution, flat_event, over_event, sum_event
+from relax_tf.distributions.base import Distribution, flat_event, sum_event
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Cost, batch_mean, evaluate_cost
 from relax_tf.estimators.flip_gradient import (
     at_step,
     changed,
+    curved_correction,
     curved_flip_gradient,
     flip_gradient,
     seen_curvature,
-    trapezoid_error,
 )
 from relax_tf.estimators.moving_moments import MovingMoments
 from relax_tf.estimators.networks import with_networks
@@ -210,28 +210,26 @@ class Flip(Estimator):
         outputs = evaluate_outputs(self.curvature, flat_event(2 * p - 1))
         outputs = tf.reshape(outputs, tf.shape(p))
         unit = self.unit(p.dtype)
-        score, neighbour_score = dist.score(b), dist.score(neighbour)
-        step = score - neighbour_score
+        curvature = tf.stop_gradient(unit * outputs)
+        step = dist.score(b) - dist.score(neighbour)
+        drawn = changed(dist, step)
         seen = seen_curvature(b, neighbour, df_db, df_dneighbour)
         unforeseen = seen / unit - at_step(step, outputs)
         # twice the change of ReinMax's estimate
         noise = dist.trapezoid_vjp(b, df_db) - dist.trapezoid_vjp(neighbour, df_dneighbour)
-        noise = 2 * changed(dist, step) * noise / unit
-        # what `curved_flip_gradient` corrects
-        error = trapezoid_error(b, neighbour, f_b, f_neighbour, df_db, df_dneighbour) / unit
-        offset = 0.5 * changed(dist, step) * (score + neighbour_score)
-        error = over_event(error, p) * step
-        error += over_event(unforeseen, p) * self.share(dist) * offset
+        noise = 2 * drawn * noise / unit
+        evaluations = (dist, b, neighbour, f_b, f_neighbour, df_db, df_dneighbour)
+        error = curved_correction(*evaluations, curvature, self.share(dist)) / unit
         learned = (
             (tf.square(unforeseen), self.log_unforeseen),
             (sum_event(tf.square(noise)), self.log_noise),
-            (tf.stop_gradient(sum_event(tf.square(error))), self.log_error),
+            (sum_event(tf.square(error)), self.log_error),
         )
         losses = [
-            normal_loss(square, sum_event(changed(dist, step) * self._log_variance(variable, dist)))
+            normal_loss(square, sum_event(drawn * self._log_variance(variable, dist)))
             for square, variable in learned
         ]
-        return tf.stop_gradient(unit * outputs), tf.add_n(losses)
+        return curvature, tf.add_n(losses)
 
     def _log_variance(self, variable, dist) -> tf.Tensor:
         """One for each variable, `[1, *variables]`, with the axes of theta."""

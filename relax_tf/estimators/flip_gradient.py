@@ -115,14 +115,29 @@ def curved_flip_gradient(
     Returns:
         The shape of theta. Unbiased.
     """
+    evaluations = (dist, b, neighbour, f_b, f_neighbour, df_db, df_dneighbour)
+    correction = curved_correction(*evaluations, curvature, share)
+    first, curved = dist.trapezoid_vjp(b, df_db), dist.curved_vjp(b, df_db, curvature)
+    return first + share * (curved - first) + over_event(weight, correction) * correction
+
+
+def curved_correction(
+    dist: Distribution,
+    b: tf.Tensor,
+    neighbour: tf.Tensor,
+    f_b: tf.Tensor,
+    f_neighbour: tf.Tensor,
+    df_db: tf.Tensor,
+    df_dneighbour: tf.Tensor,
+    curvature: tf.Tensor,
+    share: tf.Tensor,
+) -> tf.Tensor:
+    """What `curved_flip_gradient` gives back in the variable that was drawn, but for its weight."""
     step = dist.score(b) - dist.score(neighbour)  # of the indicators
     error = trapezoid_error(b, neighbour, f_b, f_neighbour, df_db, df_dneighbour)
     unforeseen = seen_curvature(b, neighbour, df_db, df_dneighbour) - at_step(step, curvature)
-    correction = over_event(weight * error, step) * step
     offset = 0.5 * changed(dist, step) * (dist.score(b) + dist.score(neighbour))
-    correction += over_event(weight * unforeseen, step) * share * offset
-    first, curved = dist.trapezoid_vjp(b, df_db), dist.curved_vjp(b, df_db, curvature)
-    return first + share * (curved - first) + correction
+    return over_event(error, step) * step + over_event(unforeseen, step) * share * offset
 
 
 def at_step(step: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
