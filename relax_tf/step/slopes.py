@@ -15,6 +15,8 @@ from relax_tf.step.rounding import ROUNDING, epsilon, rms
 
 _NODES = (8, 16, 32, 64)  # of the quadratures along a path
 _AGREES = 0.005  # of the changes
+_HALVINGS = 60
+_PLACES = 2 * epsilon("float32")  # how far the places of slopes are rounded
 # From one hard sample to another, where jumps are met; between relaxed samples, where terms are
 # seen that vanish at hard ones; a short way, on which even a rough cost is smooth.
 _PATHS = ("hard", "relaxed", "short")
@@ -39,7 +41,7 @@ def check_derivatives(probe: Any, coupled: set[int], random: set[int]) -> None:
     if not relying:
         return
 
-    def measure(replays, seeds, f_b, t, relaxed, length):
+    def measure(replays, seeds, f_b, t, rest, relaxed, length):
         del f_b
         measured = []
         for index in relying:
@@ -53,7 +55,8 @@ def check_derivatives(probe: Any, coupled: set[int], random: set[int]) -> None:
                 for soft, z in ((call.z, call.z), (another, mirrored(call, seed)))
             )
             way = tf.cast(length, start.dtype) * (end - start)
-            sample = start + tf.cast(t, start.dtype) * way
+            to, back = tf.cast(t, start.dtype) * way, tf.cast(rest, start.dtype) * way
+            sample = tf.where(t < rest, start + to, start + way - back)
             emits = "relaxed" if estimator.needs_cost else "held"
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 tape.watch(sample)
@@ -76,7 +79,9 @@ def check_derivatives(probe: Any, coupled: set[int], random: set[int]) -> None:
     for kind in _PATHS:
         arguments = tf.constant(kind != "hard"), tf.constant(1 / 16 if kind == "short" else 1.0)
         at = functools.cache(
-            lambda t, arguments=arguments: probe.run(measurement, tf.constant(t), *arguments)
+            lambda t, arguments=arguments: probe.run(
+                measurement, tf.constant(t), tf.constant(1 - t), *arguments
+            )
         )
         for position, index in enumerate(relying):
             for number in range(len(at(0.0)[position])):
@@ -98,7 +103,8 @@ def _of_call(
 def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, float, float] | None:
     """The change, the integrated slope and their distance, where they do not fit together.
 
-    Each example counts by its own change: no large one excuses the others.
+    Each example counts by its own change: no large one excuses the others. Before a slope is called
+    wrong, the examples in which it seems to be are looked at more closely.
 
     Args:
         at: from t in [0, 1] to values and slopes, `[n]` each.
@@ -112,14 +118,11 @@ def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, f
     sizes = np.where(np.isfinite(sizes), sizes, 0.0)
     floor = rounding * (sizes + np.median(sizes))
 
-    def compared(nodes: Callable[[int], tuple], count: int) -> tuple[np.ndarray, ...]:
+    def compared(integral: np.ndarray) -> tuple[np.ndarray, ...]:
         """The integral, its distance from the change, and what they are measured by.
 
         Examples without finite numbers count as ones that do not change.
         """
-        points, weights = nodes(count)
-        slopes = [at(t=float(t))[1] for t in points]
-        integral = np.tensordot(weights, np.array(slopes, float), 1)
         known = np.isfinite(integral) & np.isfinite(change)
         integral, moved = np.where(known, integral, 0.0), np.where(known, change, 0.0)
         scale = np.abs(moved) + np.abs(integral)
@@ -131,7 +134,9 @@ def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, f
 
     integrals = []
     for count in _NODES:
-        integral, distance, scale = compared(_gauss, count)
+        points, weights = _gauss(count)
+        slopes = np.array([at(t=float(t))[1] for t in points], float)
+        integral, distance, scale = compared(np.tensordot(weights, slopes, 1))
         gaps = share(distance, scale)
         if rms(gaps) <= _AGREES:
             return None
@@ -139,9 +144,17 @@ def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, f
         steps = [rms(share(b - a, scale)) for a, b in itertools.pairwise(integrals)]
         factor = 2 if count == _NODES[-1] else 4
         if len(steps) > 1 and rms(gaps) > factor * max(steps[-2:]):
-            if any(rms(share(*compared(*finer)[1:])) <= _AGREES for finer in _FINER):
-                return None
-            worst = np.argmax(gaps)
+            break
+    else:
+        return None
+    for _ in range(len(gaps)):
+        worst = np.argmax(gaps)
+        integral[worst] = bisected(at, worst, enough=0.1 * _AGREES * scale[worst])
+        integral, distance, scale = compared(integral)
+        gaps = share(distance, scale)
+        if rms(gaps) <= _AGREES:
+            return None
+        if gaps[worst] > _AGREES:
             return tuple(float(v[worst]) for v in (change, integral, np.abs(distance)))
     return None
 
@@ -151,21 +164,35 @@ def _gauss(count: int) -> tuple[np.ndarray, np.ndarray]:
     return (points + 1) / 2, weights / 2
 
 
-def _dense_at_the_ends(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes whose logits are those of Gauss's rule on [-18, 18]."""
-    points, weights = np.polynomial.legendre.leggauss(count)
-    points = 1 / (1 + np.exp(-18 * points))
-    return points, 18 * weights * points * (1 - points)
+def bisected(at: Callable[[float], tuple], example: int, enough: float) -> float:
+    """The integral of one example's slope, from parts that are halved where it fits the least.
 
+    Kinks, steps however steep, and slopes like 1 / t at an end, of a cross-entropy whose
+    probabilities are samples, fit in the end. Jumps do not, nor what is wrong all the way. That the
+    places of the slopes are rounded is taken into account.
 
-# Before a cost is refused: kinks take many nodes, and slopes like 1 / t, of a cross-entropy whose
-# probabilities are samples, take nodes that are dense at the ends.
-_FINER = (
-    (_dense_at_the_ends, 32),
-    (_dense_at_the_ends, 64),
-    (_gauss, 128),
-    (_gauss, 256),
-)
+    Args:
+        at: as in `wrong_slope`.
+        example: its number.
+        enough: the sum of the parts' distances from their changes that will do.
+    """
+    points, weights = _gauss(5)
+
+    def part(start: float, end: float) -> tuple[float, float, float, float]:
+        """The distance of the integral from the change, the two ends, and the integral."""
+        (f_start, f_end) = (float(at(t=t)[0][example]) for t in (start, end))
+        width = end - start
+        slopes = np.array([at(t=float(t))[1][example] for t in start + width * points], float)
+        distance = width * (weights @ slopes) - (f_end - f_start)
+        distance -= np.clip(distance, *(_PLACES * np.abs(slopes).max() * np.array([-1, 1])))
+        return abs(distance), start, end, f_end - f_start + distance
+
+    parts = [part(0.0, 1.0)]
+    while enough < sum(distance for distance, *_ in parts) and len(parts) <= _HALVINGS:
+        _, start, end, _ = parts.pop(parts.index(max(parts)))
+        middle = (start + end) / 2
+        parts += [part(start, middle), part(middle, end)]
+    return sum(integral for *_, integral in parts)
 
 
 def _message(
