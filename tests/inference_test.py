@@ -11,6 +11,8 @@ from tests.enumeration import tiled, worst_z
 from tests.problems import shake
 from tests.small_models import Subclassed, data, small_model
 
+pytestmark = pytest.mark.uncertified
+
 BINARY, CATEGORICAL, NORMAL = (
     relax_tf.StochasticBinaryLayer,
     relax_tf.StochasticCategoricalLayer,

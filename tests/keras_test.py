@@ -9,6 +9,8 @@ import relax_tf
 from tests.small_models import Subclassed, data, small_model
 from tests.stacks import layer_variables
 
+pytestmark = pytest.mark.uncertified
+
 
 def updates(model, *batch, **arguments):
     """What one step subtracts from each variable, as (of the model, of the control variate)."""
@@ -105,7 +107,6 @@ def test_the_scale_of_the_loss_changes_no_step():
 def test_frozen_parts_stay_with_the_optimizer_that_knew_them(frozen):
     model = small_model()
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.certify = False
     model.fit(*data(), verbose=0)
     layer = model.get_layer("b")
     part = layer.estimator if frozen == "estimator" else model.get_layer(frozen)
@@ -124,7 +125,6 @@ def test_an_optimizer_that_never_saw_a_variable_says_so():
     model = small_model()
     model.get_layer("outputs").trainable = False
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.certify = False
     model.fit(*data(), verbose=0)
     model.get_layer("outputs").trainable = True
     model.compile(model.optimizer, loss="mse", run_eagerly=True)
@@ -237,6 +237,7 @@ def test_the_step_is_traced_once(build, monkeypatch):
         model = Subclassed() if build == "subclass" else small_model(prior="learned")
         batch = data()
         model.compile("adam", "mse", metrics=["mae", "mse"], jit_compile="XLA" in build)
+    model.certify = True  # the first batch makes them
     model.fit(*batch, batch_size=8, epochs=2, verbose=0)
     assert len(traces) == 1
 
@@ -412,8 +413,10 @@ def test_a_layer_called_twice_trains_with_several_estimators_at_once():
         assert (variable.numpy() != value).any(), variable.path
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "jit_compile"),
+    [("mixed_bfloat16", False), ("mixed_float16", False), ("mixed_float16", True)],
+)
 def test_mixed_precision_estimates_in_float32(policy, jit_compile):
     keras.config.set_dtype_policy(policy)
     inputs = keras.Input([3])
@@ -424,7 +427,7 @@ def test_mixed_precision_estimates_in_float32(policy, jit_compile):
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert scaled == (policy == "mixed_float16")
     before = [variable.numpy() for variable in model.trainable_variables]
-    history = model.fit(*data(), batch_size=8, epochs=3, validation_data=data(), verbose=0).history
+    history = model.fit(*data(), batch_size=8, validation_data=data(), verbose=0).history
     assert all(np.isfinite(values).all() for values in history.values())
     assert all(variable.dtype == "float32" for variable in model.trainable_variables)
     for variable, value in zip(model.trainable_variables, before, strict=True):

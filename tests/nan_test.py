@@ -7,6 +7,8 @@ import tensorflow as tf
 
 import relax_tf
 
+pytestmark = pytest.mark.uncertified
+
 BATCH, STEPS, BAD = 4, 6, 4
 
 

@@ -8,6 +8,8 @@ import relax_tf
 from relax_tf.control_variates import mark_control_variates
 from relax_tf.optimizers import relax_optimizer, wrap_optimizer
 
+pytestmark = pytest.mark.uncertified
+
 
 def variables():
     of_model, of_control_variate = keras.Variable([1.0, 2.0]), keras.Variable([3.0])

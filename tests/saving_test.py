@@ -13,6 +13,8 @@ import relax_tf
 from relax_tf import estimators
 from tests.small_models import data, functional, nested, optimizer, small_model
 
+pytestmark = pytest.mark.uncertified
+
 
 @keras.saving.register_keras_serializable("saving_test")
 class Network(keras.Model):
@@ -215,7 +217,6 @@ def test_every_public_class_is_among_them():
 def test_a_clone_learns_by_itself():
     model = functional()
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.certify = False
     train(model)
     before = everything(model)
     clone = keras.models.clone_model(model)
@@ -223,7 +224,6 @@ def test_a_clone_learns_by_itself():
     assert clone.get_layer("b").estimator is not model.get_layer("b").estimator
     clone.set_weights(model.get_weights())
     clone.compile("adam", loss="mse", run_eagerly=True)
-    clone.certify = False
     train(clone)
     for value, kept in zip(everything(model), before, strict=True):
         np.testing.assert_array_equal(value, kept)
@@ -277,7 +277,6 @@ class Score(keras.callbacks.Callback):
 def test_early_stopping_and_checkpoints_keep_the_best(tmp_path):
     model = functional()
     model.compile("adam", loss="mse", metrics=["mae"], run_eagerly=True)
-    model.certify = False
     score, best = Score(), {"monitor": "score", "mode": "max"}
     callbacks = [
         score,
@@ -323,7 +322,6 @@ def test_hdf5_files_of_models_are_refused(name, tmp_path):
 def test_tensorboard_shows_second_moments(tmp_path):
     model = small_model()
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.certify = False
     train(model, callbacks=[keras.callbacks.TensorBoard(tmp_path, histogram_freq=1)])
     events = b"".join(path.read_bytes() for path in (tmp_path / "train").iterdir())
     assert b"epoch_b_second_moment" in events

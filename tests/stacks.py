@@ -70,7 +70,7 @@ def exact_gradients(model):
     return loss.numpy(), tape.gradient(loss, [v.value for v in variables])
 
 
-def gradients_of_train_steps(model, steps=150, batch=400):
+def gradients_of_train_steps(model, steps=60, batch=1000):
     """The weight gradients that `train_step` applies, read off SGD(1) updates, `[steps, ...]`."""
     variables = model_variables(model)
     before = [v.numpy() for v in model.trainable_variables]

@@ -52,8 +52,8 @@ def test_train_step_follows_the_enumerated_gradient_of_two_layers(below, above, 
 
 
 def evaluated_losses(model):
-    logs = [model.evaluate(*many(20_000), verbose=0, return_dict=True) for _ in range(5)]
-    return [log["loss"] for log in logs]
+    arguments = {"batch_size": 4_000, "verbose": 0, "return_dict": True}
+    return [model.evaluate(*many(20_000), **arguments)["loss"] for _ in range(5)]
 
 
 def many(count):

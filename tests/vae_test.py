@@ -123,7 +123,7 @@ def test_two_layer_gradient_is_that_of_the_enumerated_elbo(estimator):
         loss = -_enumerated_elbo(model, tf.constant(x))
     exact = tape.gradient(loss, [v.value for v in variables])
 
-    @tf.function
+    @tf.function(autograph=False)
     def estimated():
         rows = tf.repeat(x, 1000, 0)
         with tf.GradientTape() as tape:
