@@ -220,6 +220,7 @@ def test_baseline_of_a_layer_that_is_called_twice_knows_past_batches_only():
 
 @pytest.mark.parametrize("mode", [{"run_eagerly": True}, {"jit_compile": True}])
 @pytest.mark.parametrize("estimator", ["nvil", "muprop"])
+@pytest.mark.uncertified
 def test_layers_train(estimator, mode):
     model = binary_model(estimator, prior="learned", kl="sampled")
     model.compile("adam", loss="mse", **mode)

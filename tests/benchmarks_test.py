@@ -11,6 +11,8 @@ import tensorflow as tf
 from benchmarks import charts, growth, memory, models, recipe, step_time, timing
 from tests.problems import shake, z_scores
 
+pytestmark = pytest.mark.uncertified
+
 TINY = {"jit_compile": False, "steps_per_execution": 2}
 SMALL = {"units": 3, "pixels": 4, "hidden_units": (5,)}
 

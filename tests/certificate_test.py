@@ -141,7 +141,8 @@ def test_no_batch_is_lost_and_no_trace_left(kind, mode):
     for certify in (True, False):
         keras.utils.set_random_seed(0)
         dropout = keras.layers.Dropout(0.5)
-        model = model_of("relaxed_rebar", dropout, keras.layers.BatchNormalization(), **mode)
+        estimator = "rebar" if mode else "relaxed_rebar"
+        model = model_of(estimator, dropout, keras.layers.BatchNormalization(), **mode)
         model.certify = certify
         seen, steps = [], []
         count = keras.callbacks.LambdaCallback(

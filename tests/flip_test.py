@@ -351,6 +351,7 @@ def test_slopes_lead_through_continuous_samples_downstream():
         ({"run_eagerly": True}, "float64"),
     ],
 )
+@pytest.mark.uncertified
 def test_layers_train_in_every_mode_and_precision(mode, policy):
     keras.config.set_dtype_policy(policy)
     inputs = keras.Input([3])
@@ -364,6 +365,7 @@ def test_layers_train_in_every_mode_and_precision(mode, policy):
 
 
 @pytest.mark.parametrize("name", ["flip", "relaxed_disarm", "midpoint", "arms"])
+@pytest.mark.uncertified
 def test_saved_models_continue_as_the_original_would(name, tmp_path):
     inputs = keras.Input([3])
     b = relax_tf.StochasticBinaryLayer(4, name, (-1, 1), prior="learned", name="b")(inputs)

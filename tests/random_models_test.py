@@ -16,7 +16,7 @@ from tests.problems import shake
 
 X = np.array([[0.7, -1.2, 0.4], [-0.3, 0.5, 1.0]], np.float32)
 Y = np.array([[0.5, -1.0], [1.0, 0.2]], np.float32)
-COPIES, REPEATS = 250, 100  # of two examples: 50 000 draws
+COPIES, REPEATS = 500, 50  # of two examples: 50 000 draws
 
 SMALL = {"hidden_units": [8]}
 NETWORK = keras.saving.serialize_keras_object(relax_tf.control_variates.MLP([8]))
@@ -206,7 +206,7 @@ def is_unbiased_or_refused(spec):
     model(batch[0])
     shake(model.trainable_variables, 0.6, spec["seed"])
     try:
-        model.check(*batch)
+        model.check(*(part if part is None else part[:16] for part in batch))
     except ValueError as error:
         hypothesis.event(f"refused: {str(error)[:60]}")
         pytest.fail(f"there is no reason to refuse this model: {error}")

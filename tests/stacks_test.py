@@ -145,6 +145,7 @@ def test_a_layer_called_twice_is_credited_for_both_calls():
         ),
     ],
 )
+@pytest.mark.uncertified
 def test_train_step_follows_the_exact_gradient_of_mixed_layers(stack, kl):
     model = mixed_model(*stack, kl=kl)
     variables = model_variables(model)

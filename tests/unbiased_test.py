@@ -22,7 +22,7 @@ Rebar, Relax, Rloo = (getattr(relax_tf.estimators, name) for name in ("Rebar", "
 
 X = np.array([[0.7, -1.2, 0.4], [-0.3, 0.5, 1.0]], np.float32)
 Y = np.array([[0.5, -1.0], [1.0, 0.2]], np.float32)
-COPIES, REPEATS = 250, 120  # of two examples: 60 000 draws
+COPIES, REPEATS = 500, 60  # of two examples: 60 000 draws
 BATCH = tiled(X, Y, COPIES)
 
 REPLAYING = ["relaxed_rebar", "rebar", "muprop", "disarm", "rloo", "flip", "midpoint"]
@@ -38,7 +38,7 @@ def ready(model, batch=BATCH, loss="mse"):
 
 
 def assert_unbiased(model, batch=BATCH):
-    model.check(*batch)
+    model.check(*(part if part is None else part[:16] for part in batch))
     z = worst_z(model, batch, REPEATS)
     assert z < 4.5, f"worst |z| of {COPIES * REPEATS * 2} draws: {z}"
 
@@ -293,7 +293,7 @@ def test_rows_are_counted_once(estimator):
     counter.rows.assign(0.0)
     model.check(*BATCH)
     assert float(counter.rows) == 0
-    model.fit(*BATCH[:2], batch_size=100, verbose=0)
+    model.fit(*BATCH[:2], batch_size=200, verbose=0)
     assert float(counter.rows) == 2 * len(BATCH[0])  # the layer is called twice
 
 
@@ -374,8 +374,8 @@ def test_weights_inside_a_function_train_as_outside_of_it(how, eager, estimator)
         model = relax_tf.RelaxModel(inputs, Dense(2)(Compiled(wrapper)(b)))
         model.compile(keras.optimizers.SGD(0.01), loss="mse", run_eagerly=eager)
         before = [v.numpy() for v in model.trainable_variables]
-        model.certify = not eager  # for a second time
-        model.fit(*BATCH[:2], batch_size=100, epochs=2, shuffle=False, verbose=0)
+        model.certify = wrapper is how and not eager
+        model.fit(*BATCH[:2], batch_size=200, epochs=2, shuffle=False, verbose=0)
         weights.append([v.numpy() for v in model.trainable_variables])
         for old, new, v in zip(before, weights[-1], model.trainable_variables, strict=True):
             assert (old != new).any() or "of_context" in v.path, v.path
