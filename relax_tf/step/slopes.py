@@ -15,7 +15,8 @@ from relax_tf.step.rounding import ROUNDING, epsilon, rms
 
 _NODES = (8, 16, 32, 64)  # of the quadratures along a path
 _AGREES = 0.005  # of the changes
-_HALVINGS = 60
+_CLOSER = 4  # examples, those that fit the least, that are looked at closely before a refusal
+_HALVINGS = 60  # of parts of their paths
 _PLACES = 2 * epsilon("float32")  # how far the places of slopes are rounded
 # From one hard sample to another, where jumps are met; between relaxed samples, where terms are
 # seen that vanish at hard ones; a short way, on which even a rough cost is smooth.
@@ -104,7 +105,8 @@ def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, f
     """The change, the integrated slope and their distance, where they do not fit together.
 
     Each example counts by its own change: no large one excuses the others. Before a slope is called
-    wrong, the examples in which it seems to be are looked at more closely.
+    wrong, the examples that fit the least are looked at closely; if they do fit, the cost is merely
+    rough.
 
     Args:
         at: from t in [0, 1] to values and slopes, `[n]` each.
@@ -147,7 +149,7 @@ def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, f
             break
     else:
         return None
-    for _ in range(len(gaps)):
+    for _ in range(_CLOSER):
         worst = np.argmax(gaps)
         integral[worst] = bisected(at, worst, enough=0.1 * _AGREES * scale[worst])
         integral, distance, scale = compared(integral)
