@@ -151,7 +151,7 @@ def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, f
         return None
     for _ in range(_CLOSER):
         worst = np.argmax(gaps)
-        integral[worst] = bisected(at, worst, enough=0.1 * _AGREES * scale[worst])
+        integral[worst] = bisected(at, worst, enough=0.1 * _AGREES * abs(change[worst]))
         integral, distance, scale = compared(integral)
         gaps = share(distance, scale)
         if rms(gaps) <= _AGREES:
@@ -186,7 +186,8 @@ def bisected(at: Callable[[float], tuple], example: int, enough: float) -> float
         width = end - start
         slopes = np.array([at(t=float(t))[1][example] for t in start + width * points], float)
         distance = width * (weights @ slopes) - (f_end - f_start)
-        distance -= np.clip(distance, *(_PLACES * np.abs(slopes).max() * np.array([-1, 1])))
+        rounding = _PLACES * np.abs(slopes).max()
+        distance -= np.clip(distance, -rounding, rounding)
         return abs(distance), start, end, f_end - f_start + distance
 
     parts = [part(0.0, 1.0)]
