@@ -108,6 +108,11 @@ def worst_z(model, batch, repeats=100, **kwargs):
     return max(zs)
 
 
+def first(count, batch):
+    """The first examples of a batch."""
+    return tuple(part if part is None else part[:count] for part in batch)
+
+
 def tiled(x, y, copies):
     """A batch of `copies` times the same examples."""
     again = lambda t: np.tile(t, [copies] + [1] * (t.ndim - 1))  # noqa: E731

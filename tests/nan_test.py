@@ -12,7 +12,7 @@ pytestmark = pytest.mark.uncertified
 BATCH, STEPS, BAD = 4, 6, 4
 
 
-def build(estimator="rebar", optimizer="adam", **compile_arguments):
+def build(estimator="relaxed_rebar", optimizer="adam", **compile_arguments):
     inputs = keras.Input([3])
     b = relax_tf.StochasticBinaryLayer(2, estimator, prior="learned", seed=1, name="b")(inputs)
     model = relax_tf.RelaxModel(inputs, keras.layers.Dense(1)(b), name="model")
