@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from relax_tf.distributions.base import over_event
+from relax_tf.distributions.base import Draw, over_event
 from relax_tf.distributions.noise import fold_in
 from relax_tf.layers.passes import Call
 from relax_tf.step.replay import Replays
@@ -28,8 +28,11 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int], set[in
 
     Half of the examples get another sample, and in the other half nothing may move: neither the
     cost, nor the theta and the KL of a later call (a cost may show the move of a theta only where
-    it crosses a threshold), nor the slopes that an estimator uses. The halves are made by the bits
-    of the examples' numbers, so that any two are in different halves of some split.
+    it crosses a threshold), nor the slopes that an estimator uses. And nothing in that half may
+    have a slope in the samples of the others: so a coupling is seen that is lost in the rounding of
+    a cost with a large constant part, or in the noise of a cost that is random by itself. The
+    halves are made by the bits of the examples' numbers, so that any two are in different halves of
+    some split.
 
     What moves is told by running the same computation with and without the other samples: each
     example's rounding is then its own, and where a computation repeats to the last bit hardly any
@@ -41,51 +44,68 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int], set[in
     Returns:
         The costs `[n]`; the calls that couple examples and may: they backpropagate; and those for
         which the cost is random by itself.
+
+    Raises:
+        ValueError: if a replay does not repeat, or if examples are coupled.
     """
+    has_slopes = True
 
     def measure(replays, seeds, f_b, split, opposite, unchanged):
-        changed = half(f_b, split, opposite) & ~unchanged
+        changed = half(f_b, split, opposite)
         measured = []
         for index, call in concerned(probe):
             seed = fold_in(seeds.next(call.layer), split)
-            z = tf.where(over_event(changed, call.z), mirrored(call, seed), call.z)
-            measured.append(_measured(replays, index, call, z))
+            z = tf.where(over_event(changed & ~unchanged, call.z), mirrored(call, seed), call.z)
+            measured.append(_measured(replays, index, call, z, ~changed if has_slopes else None))
         return f_b, changed, replays.recorded(), measured
+
+    def run(number: int, unchanged: bool) -> tuple:
+        nonlocal has_slopes, measurement
+        split, opposite = divmod(number, 2)
+        arguments = map(tf.constant, (split, bool(opposite), unchanged))
+        try:
+            return probe.run(measurement, *arguments, noise=number)
+        except (LookupError, NotImplementedError, tf.errors.OpError):
+            if not has_slopes:
+                raise
+            # Of a cost without a derivative there are no slopes; any other error comes again.
+            has_slopes, measurement = False, probe.measurement(measure)
+            return run(number, unchanged)
 
     measurement, coupled, number, f_b = probe.measurement(measure), set(), 0, None
     splits, noises, random = 1, {}, set()
     while number < 2 * splits:
-        split, opposite = divmod(number, 2)
-        arguments = tf.constant(split), tf.constant(bool(opposite))
-        *_, as_before = probe.run(measurement, *arguments, tf.constant(True), noise=number)
-        f_b, changed, recorded, measured = probe.run(
-            measurement, *arguments, tf.constant(False), noise=number
-        )
+        *_, recorded_before, as_before = run(number, unchanged=True)
+        f_b, changed, recorded, measured = run(number, unchanged=False)
         splits = count_splits(f_b)
         number += 1
         exact = ALIKE * probe.rounding(f_b)
         for (index, call), before, after in zip(concerned(probe), as_before, measured, strict=True):
-            noise = relative_difference(after.repeated, recorded[index]).max(0, initial=0)
+            noise = relative_difference(before.rows, recorded_before[index]).max(0, initial=0)
             noise = noises[index] = np.maximum(noise, noises.get(index, 0.0))
             noisy = noise > ROUNDING * probe.epsilon
             if noisy.any() and call.layer.estimator.evaluations > 1:
-                moved = difference(after.repeated, recorded[index])[:, 0].max()
+                moved = difference(before.rows, recorded_before[index])[:, 0].max()
                 raise ValueError(_not_repeated(probe.model, call, moved, f_b))
             if noisy.any():
                 random.add(index)
             # Of numbers that are random by themselves nothing can be said here.
             allowed = np.where(noisy, np.inf, 8 * noise + ROUNDING * probe.rounding(f_b))
-            same = (before.repeated == after.repeated).all(0)  # to the last bit, in two runs
+            same = (recorded_before[index] == recorded[index]).all(
+                0
+            )  # to the last bit, in two runs
             tolerance = np.where(same, exact, allowed)
-            moved = moved_by(before.altered, after.altered, changed, tolerance, same)
+            moved = moved_by(before.rows, after.rows, changed, tolerance, same)
             if moved is None and len(after.sloped):
                 moved = moved_by(before.sloped, after.sloped, changed, allowed.max(initial=0))
+            if moved is None:
+                moved = _slope_across(after.slopes, changed, exact)
             if moved is not None:
                 if call.layer.estimator.needs_cost:
                     raise ValueError(coupled_examples(probe.model, call, moved, f_b))
                 coupled.add(index)
             if len(after.whole):
-                differs = relative_difference(after.altered, after.whole) > allowed
+                differs = relative_difference(after.rows, after.whole) > allowed
                 if differs.any():
                     probe.model._graph_tells = False
     return f_b, coupled, random
@@ -101,36 +121,56 @@ def concerned(probe: Any) -> list[tuple[int, Call]]:
 
 
 class Measured(NamedTuple):
-    """Rows (`Replays.rows`) of one call's replays.
+    """Of one call's replays at another sample, as numbers of each example, `[n, numbers]`.
 
-    At the drawn sample; at another one, `H(z)`; there as the estimator replays it, with slopes,
-    where it uses them; and with all later calls, where the graph spares some.
+    What the cost and the later calls are (`Replays.rows`); the same with all later calls, where the
+    graph spares some; and of the replay that the estimator itself makes: the slopes of the cost and
+    of the later calls, summed over the still half, in each example's sample; and the rows with the
+    slope of the cost, where the estimator uses it.
     """
 
-    repeated: Any
-    altered: Any
-    sloped: Any
+    rows: Any
     whole: Any
+    slopes: Any = ()
+    sloped: Any = ()
 
 
-def _measured(replays: Replays, index: int, call: Call, z: tf.Tensor) -> Measured:
-    other, sloped, whole = call.dist.harden(z), (), ()
-    emits = call.layer.estimator.replay
-    if call.layer.estimator.needs_cost and emits in ("relaxed", "sloped"):
-        sloped = replays.rows(index, replayed(call, z), emits, slopes=True)
-    if replays.prunes(index):
-        whole = replays.rows(index, other, prune=False)
-    repeated, altered = replays.rows(index, call.sample), replays.rows(index, other)
-    return Measured(repeated, altered, sloped, whole)
+def _measured(
+    replays: Replays, index: int, call: Call, z: tf.Tensor, still: tf.Tensor | None
+) -> Measured:
+    """`still`: whose slopes are measured, `[n]` of bool; None for no slopes."""
+    estimator = call.layer.estimator
+    sample = estimator.emit(call.dist, Draw(call.dist.harden(z), z))
+    whole = replays.rows(index, sample, prune=False) if replays.prunes(index) else ()
+    if still is None or not estimator.needs_cost:
+        return Measured(replays.rows(index, sample), whole)
+    emits, at = estimator.replay, tf.stop_gradient(_replayed(call, z))
+    rows, slopes = replays.rows_and_slopes(index, at, emits, still)
+    measured = Measured(rows, whole, slopes)
+    if emits in ("relaxed", "sloped"):
+        measured = measured._replace(sloped=tf.concat([rows, slopes[0]], -1))
+    if emits in ("relaxed", "mean"):
+        measured = measured._replace(rows=replays.rows(index, sample))
+    return measured
 
 
-def replayed(call: Call, z: tf.Tensor) -> tf.Tensor:
+def _replayed(call: Call, z: tf.Tensor) -> tf.Tensor:
     """The sample that the estimator's replays would have for this z."""
     if not call.dist.discrete:
         return z
     if call.layer.estimator.replay == "relaxed":
         return call.dist.relax(z, tf.cast(call.layer.estimator.temperature, z.dtype))
     return call.dist.harden(z)
+
+
+def _slope_across(slopes: list[np.ndarray], changed: np.ndarray, allowed: float) -> float | None:
+    """The largest slope of the still half in the others' samples, if it is more than allowed."""
+    for slope in slopes:
+        finite = np.where(np.isfinite(slope), np.abs(slope), 0.0)
+        own, across = finite[~changed].max(initial=0), finite[changed].max(initial=0)
+        if across > allowed * own:
+            return float(across)
+    return None
 
 
 def half(f_b: tf.Tensor, split: tf.Tensor, opposite: tf.Tensor) -> tf.Tensor:
