@@ -60,15 +60,25 @@ def test_baselines_stay_unbiased_over_successive_training_batches(config):
     phi = estimator.trainable_variables
     optimizer.build(phi)
 
-    @tf.function(jit_compile=True, autograph=False)
-    def step(seed):
+    def step(number):
         with tf.GradientTape() as tape:
-            estimate = estimator.estimate(dist, PROBLEM, context=context, seed=seed)
+            estimate = estimator.estimate(
+                dist, PROBLEM, context=context, seed=tf.stack([number, 7])
+            )
         if phi:
             optimizer.apply(tape.gradient(estimate.control_variate_loss, phi), phi)
         return estimate.gradient
 
-    gradients = np.stack([step(tf.constant([i, 7])) for i in range(steps)])
+    @tf.function(jit_compile=True, autograph=False)
+    def run():
+        def body(number, gradients):
+            return number + 1, gradients.write(number, step(number))
+
+        gradients = tf.TensorArray(tf.float32, steps, element_shape=thetas.shape)
+        _, gradients = tf.while_loop(lambda number, _: number < steps, body, (0, gradients))
+        return gradients.stack()
+
+    gradients = run().numpy()
     assert np.abs(z_scores(gradients.mean(1), PROBLEM.gradient(THETA))).max() < 4
 
 

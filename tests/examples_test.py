@@ -71,7 +71,7 @@ def test_damaged_checkpoint_is_named(finished, tmp_path):
 
 def test_black_box_trains_resumes_and_collects(tmp_path):
     overrides = ["--config.log_every=100", "--config.num_seeds=1", "--config.variance_draws=20"]
-    overrides.append("--config.estimators=('reinforce', 'relax', 'relaxed_disarm')")
+    overrides.append("--config.estimators=('reinforce', 'relax')")
     run("black_box", "black_box", tmp_path, *overrides, "--config.steps=200")
     run("black_box", "black_box", tmp_path, *overrides, "--config.steps=400")
     rows = {
@@ -84,7 +84,7 @@ def test_black_box_trains_resumes_and_collects(tmp_path):
     assert (tmp_path / "figures" / "black_box.png").stat().st_size > 10_000
     combined = (tmp_path / "metrics.csv").read_text().splitlines()
     assert combined[0] == "estimator,seed,step,hours,log_variance,seconds"
-    assert len(combined) == 1 + 3 * 5
+    assert len(combined) == 1 + 2 * 5
 
 
 def test_schedule_of_a_day_worked_out_by_hand():
@@ -112,7 +112,7 @@ def test_variance_table_of_a_frozen_vae(tmp_path, data_dir):
 
 
 def test_categorical_vae_improves(tmp_path, data_dir):
-    overrides = ["--config.steps=800", "--config.log_every=200", f"--config.data_dir={data_dir}"]
+    overrides = ["--config.steps=400", "--config.log_every=200", f"--config.data_dir={data_dir}"]
     run("vae", "vae_categorical", tmp_path, *overrides, "--config.iwae_samples=2")
     rows = read_metrics(tmp_path / "metrics.csv")
     assert rows[-1]["validation_elbo"] > rows[0]["validation_elbo"] + 1

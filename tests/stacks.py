@@ -47,20 +47,15 @@ def binary_states(units, support):
 def enumerated_loss(model, x, y):
     """The expected cost of one example by summing over all samples of both layers."""
     l1, l2 = model.get_layer("b1"), model.get_layer("b2")
-    total = 0.0
-    dist1 = l1.distribution(x)
-    for b1 in binary_states(3, (-1.0, 1.0)):
-        b1 = b1[tf.newaxis]
-        dist2 = l2.distribution(b1)
-        for b2 in binary_states(2, (0.0, 1.0)):
-            b2 = b2[tf.newaxis]
-            hidden = model.get_layer("hidden")(tf.concat([b1, b2], -1))
-            cost = tf.reduce_mean((model.get_layer("outputs")(hidden) - y) ** 2)
-            for layer, dist, b in ((l1, dist1, b1), (l2, dist2, b2)):
-                if layer.prior is not None:
-                    cost += layer.kl_divergence(dist, b)[0]
-            total += tf.exp(dist1.log_prob(b1) + dist2.log_prob(b2))[0] * cost
-    return total
+    pairs = itertools.product(binary_states(3, (-1.0, 1.0)), binary_states(2, (0.0, 1.0)))
+    b1, b2 = map(tf.stack, zip(*pairs, strict=True))
+    dist1, dist2 = l1.distribution(tf.repeat(x, len(b1), 0)), l2.distribution(b1)
+    hidden = model.get_layer("hidden")(tf.concat([b1, b2], -1))
+    cost = tf.reduce_mean((model.get_layer("outputs")(hidden) - y) ** 2, -1)
+    for layer, dist, b in ((l1, dist1, b1), (l2, dist2, b2)):
+        if layer.prior is not None:
+            cost += layer.kl_divergence(dist, b)
+    return tf.reduce_sum(tf.exp(dist1.log_prob(b1) + dist2.log_prob(b2)) * cost)
 
 
 def exact_gradients(model):

@@ -153,7 +153,8 @@ def hidden_call(estimator):
     ("block", "estimator"),
     [
         *((Loop, estimator) for estimator in REPLAYING),
-        *itertools.product((inner_model, recurrent, hidden_call), REPLAYS),
+        *((inner_model, estimator) for estimator in REPLAYS),
+        *itertools.product((recurrent, hidden_call), ("relaxed_rebar", "rloo")),
     ],
 )
 def test_a_layer_applied_to_its_own_output_inside_one_operation(block, estimator):
