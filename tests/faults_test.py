@@ -1,6 +1,5 @@
 """What breaks from outside: kill -9, damaged files, a full disk, a closed folder."""
 
-import multiprocessing
 import os
 import pathlib
 import resource
@@ -21,6 +20,7 @@ from examples import vae
 from examples.checkpoints import Checkpoint
 from examples.metrics import MetricsCSV, read_metrics
 from examples.runs import Workdir, replace_file
+from tests import programs
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def data_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("tfds"))
 
 
-# Kills. The children are forked from a server that has imported TensorFlow and done nothing else.
+# Kills.
 
 
 class Kill(NamedTuple):
@@ -78,15 +78,13 @@ def train(workdir, data_dir, steps, kill=None, **overrides):
         arm(kill)
     config = vae_digits.get_config()
     config.update(steps=steps, log_every=50, steps_per_execution=10, jit_compile=False)
-    config.update(verbose=0, data_dir=data_dir, units=8, hidden_units=(8,), **overrides)
+    config.update(verbose=0, data_dir=data_dir, units=8, estimator="nvil", **overrides)
     vae.train_and_evaluate(config, str(workdir))
 
 
 def run(*arguments):
     """The exit code of `train` in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults_test"])
-    process = context.Process(target=train, args=arguments)
+    process = programs.FORKS.Process(target=train, args=arguments)
     process.start()
     process.join()
     return process.exitcode

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import ml_collections
@@ -55,12 +53,11 @@ def test_relax_writes_its_results(tmp_path, signal_of):
 
 def test_killed_run_resumes_as_if_nothing_had_happened(tmp_path):
     run("rl_cartpole", tmp_path / "whole")
-    process = start("rl_cartpole", tmp_path / "killed")
-    while process.poll() is None and len(read_metrics(tmp_path / "killed" / "metrics.csv")) < 10:
+    program = start("rl_cartpole", tmp_path / "killed")
+    while program.poll() is None and len(read_metrics(tmp_path / "killed" / "metrics.csv")) < 10:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    program.kill()
+    assert program.poll() == -signal.SIGKILL
     run("rl_cartpole", tmp_path / "killed")
     whole, killed = (without_times(tmp_path / n / "metrics.csv") for n in ("whole", "killed"))
     assert len(whole) == len(killed) == 40
@@ -84,10 +81,10 @@ def test_lunar_lander(tmp_path):
 
 
 def test_method_that_the_actions_do_not_have_is_named(tmp_path):
-    process = start("rl_cartpole", tmp_path, "--config.method=lax")
+    program = start("rl_cartpole", tmp_path, "--config.method=lax")
     message = "must be one of ('reinforce', 'a2c', 'relax') in CartPole-v1. Received: 'lax'"
-    assert message in process.communicate()[0]
-    assert process.returncode != 0
+    assert message in program.output()
+    assert program.poll() == 1
 
 
 def test_solved_is_a_mean_over_a_hundred_episodes():
@@ -162,9 +159,8 @@ def test_results_can_be_regenerated(tmp_path):
         workdir = tmp_path / "runs" / "rl_cartpole" / f"{method}-0"
         run("rl_cartpole", workdir, f"--config.method={method}", "--config.episodes=21")
     results = tmp_path / "results"
-    command = [sys.executable, "-m", "examples.rl_results", f"--results={results}"]
-    command.append(f"--collect={tmp_path / 'runs'}")
-    subprocess.run(command, check=True, cwd=programs.ROOT)
+    collect = f"--collect={tmp_path / 'runs'}"
+    programs.finish(programs.Program("examples.rl_results", f"--results={results}", collect))
     table = (results / "rl_cartpole" / "table.md").read_text()
     assert "| a2c | 1 | never in 21" in table
     assert "| relax-0 | never | never | 21 |" in table
