@@ -56,8 +56,7 @@ MAKERS = [*FROM_GRAPHS, Subclassed, with_block]
 def trained(maker):
     model = maker()
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.certify = False
-    model.fit(*data(), batch_size=8, verbose=0)
+    model.fit(*data(), verbose=0)
     return model
 
 
@@ -103,7 +102,7 @@ def test_weights_are_shared_and_control_variates_left_out(maker):
     ours = {id(variable) for variable in model.variables}
     assert plain.trainable_variables
     assert all(id(variable) in ours for variable in plain.trainable_variables)
-    model.fit(*data(), epochs=2, verbose=0)
+    model.fit(*data(), verbose=0)
     np.testing.assert_allclose(
         plain.predict(data()[0], verbose=0), emitting(model, "mean"), rtol=1e-5, atol=1e-6
     )
@@ -143,7 +142,7 @@ def test_the_original_goes_on_as_if_there_were_no_other():
         layers = list(model.layers)
         if deployed:
             model.for_inference("mode").predict(data()[0], verbose=0)
-        model.fit(*data(), batch_size=8, shuffle=False, verbose=0)
+        model.fit(*data(), verbose=0)
         assert model.layers == layers
         models.append(model)
     for a, b in zip(*(model.get_weights() for model in models), strict=True):
