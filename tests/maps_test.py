@@ -144,7 +144,7 @@ def conv_model(layer):
     if len(b.shape) == 5:
         b = keras.layers.Reshape([4, 4, 6])(b)
     model = relax_tf.RelaxModel(inputs, keras.layers.Conv2D(1, 3)(b))
-    model.compile("adam", loss="mse", run_eagerly=True)
+    model.compile("adam", loss="mse")
     return model
 
 
