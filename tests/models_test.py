@@ -43,7 +43,7 @@ def test_execution_modes_train_alike(maker):
         keras.utils.set_random_seed(0)
         model = maker()
         model.compile("sgd", loss="mse", **mode)
-        model.fit(*data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
+        model.fit(*data(), batch_size=8, shuffle=False, verbose=0)
         weights.append(model.get_weights())
     for other in weights[1:]:
         for a, b in zip(weights[0], other, strict=True):
@@ -54,12 +54,12 @@ def test_saved_functional_subclass_continues_as_the_original_would(tmp_path):
     """Of models of other kinds: saving_test.py."""
     model = FunctionalSubclass()
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.fit(*data(), batch_size=8, verbose=0)
+    model.fit(*data(), verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is type(model)
     for each in (model, loaded):
-        each.fit(*data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
+        each.fit(*data(), batch_size=16, shuffle=False, verbose=0)
     for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -178,7 +178,7 @@ def test_mixed_model_execution_modes_train_alike():
         model = all_three()
         optimizer = relax_tf.RelaxOptimizer(keras.optimizers.SGD(0.01), keras.optimizers.SGD(1e-4))
         model.compile(optimizer, loss="mse", **mode)
-        model.fit(*data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
+        model.fit(*data(), batch_size=8, shuffle=False, verbose=0)
         weights.append(model.get_weights())
     for other in weights[1:]:
         for a, b in zip(weights[0], other, strict=True):
@@ -188,11 +188,11 @@ def test_mixed_model_execution_modes_train_alike():
 def test_saved_mixed_model_continues_as_the_original_would(tmp_path):
     model = all_three(kl="sampled")
     model.compile("adam", loss="mse", run_eagerly=True)
-    model.fit(*data(), batch_size=8, verbose=0)
+    model.fit(*data(), verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for each in (model, loaded):
-        each.fit(*data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
+        each.fit(*data(), batch_size=16, shuffle=False, verbose=0)
     for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 

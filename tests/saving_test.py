@@ -84,7 +84,7 @@ MODELS = {
 
 
 def train(model, **arguments):
-    settings = {"batch_size": 8, "shuffle": False, "verbose": 0, **arguments}
+    settings = {"batch_size": 16, "shuffle": False, "verbose": 0, **arguments}
     return model.fit(*data(), **settings)
 
 
