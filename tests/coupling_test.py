@@ -320,3 +320,35 @@ def test_rounding_is_no_coupling(estimator):
     model = model_of(estimator, Apply(log_softmax), loss=lambda y, p: -tf.reduce_sum(y * p, -1))
     x = np.random.RandomState(2).normal(size=[64, 3]).astype("f")
     model.check(x, np.eye(3, dtype="f")[np.arange(64) % 3])
+
+
+def in_numpy(y, p):
+    cost = tf.numpy_function(lambda y, p: ((p - y) ** 2).sum(-1), [y, p], tf.float32)
+    return tf.ensure_shape(cost, y.shape[:1])
+
+
+@tf.custom_gradient
+def without_slopes(x):
+    """Its derivative is there, and fails when it is computed."""
+
+    def backward(w):
+        tf.debugging.Assert(tf.reduce_any(w > np.inf), ["no derivative"])
+        return w
+
+    return tf.identity(x), backward
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("kind", ["in NumPy", "fails"])
+def test_a_cost_without_a_derivative_may_not_couple_examples_either(kind, eager):
+    def checked(*layers):
+        if kind == "in NumPy":
+            model = model_of("disarm", *layers, loss=in_numpy)
+        else:
+            model = model_of("disarm", keras.Sequential([*layers, Apply(without_slopes)]))
+        model.run_eagerly = eager
+        model.check(X, Y)
+
+    checked(keras.layers.LayerNormalization())
+    with pytest.raises(ValueError, match=COUPLED):
+        checked(keras.layers.BatchNormalization())

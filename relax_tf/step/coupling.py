@@ -91,9 +91,8 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int], set[in
                 random.add(index)
             # Of numbers that are random by themselves nothing can be said here.
             allowed = np.where(noisy, np.inf, 8 * noise + ROUNDING * probe.rounding(f_b))
-            same = (recorded_before[index] == recorded[index]).all(
-                0
-            )  # to the last bit, in two runs
+            # What two runs gave alike to the last bit.
+            same = (recorded_before[index] == recorded[index]).all(0)
             tolerance = np.where(same, exact, allowed)
             moved = moved_by(before.rows, after.rows, changed, tolerance, same)
             if moved is None and len(after.sloped):
