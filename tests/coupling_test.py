@@ -352,3 +352,88 @@ def test_a_cost_without_a_derivative_may_not_couple_examples_either(kind, eager)
     checked(keras.layers.LayerNormalization())
     with pytest.raises(ValueError, match=COUPLED):
         checked(keras.layers.BatchNormalization())
+
+
+# What a third adversary found in a change (each was silently biased, or could be).
+
+
+@tf.custom_gradient
+def clipped_together(x):
+    """The norm of the batch's derivative is bounded, as a whole."""
+    return tf.identity(x), lambda w: tf.clip_by_norm(w, 0.5)
+
+
+@pytest.mark.parametrize("estimator", ["flip", "midpoint", "rebar"])
+def test_slopes_that_the_backward_pass_couples(estimator):
+    with pytest.raises(ValueError, match=COUPLED):
+        model_of(estimator, Apply(clipped_together)).check(X, Y)
+
+
+def test_coupling_through_a_call_that_the_graph_shows_to_be_apart():
+    kept = []
+    inputs = keras.Input([3])
+    a = Binary(3, "relax", name="a")(inputs)
+    pushed = Apply(lambda x: (kept.append(x), x)[1])(a)
+    for _ in range(4):  # Keras calls what is less deep later
+        pushed = keras.layers.Identity()(pushed)
+    popped = Apply(lambda x: x + kept[-1])(inputs)
+    normed = keras.layers.BatchNormalization()(Binary(3, "concrete", name="b")(popped))
+    model = relax_tf.RelaxModel(inputs, Dense(3)(keras.layers.Concatenate()([pushed, normed])))
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=f"{COUPLED}.*'a'"):
+        model.check(X, Y)
+
+
+def upsampled(x):
+    """An operation without a gradient."""
+    return tf.reshape(tf.image.resize(tf.reshape(x, [-1, 2, 2, 1]), [4, 4], "area"), [-1, 16])
+
+
+class BesideABlackBox(relax_tf.RelaxModel):
+    """The slopes of one layer's cost are coupled, the other layer's cost has no derivative."""
+
+    def __init__(self, black_box):
+        super().__init__()
+        self.a, self.b = Binary(4, "disarm", name="a"), Binary(4, "flip", name="b")
+        self.black_box = black_box
+
+    def call(self, x):
+        return self.b(x), self.black_box(self.a(x))
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        b, of_a = y_pred
+        coupled = tf.reduce_sum(b * (1 - b), -1) * tf.reduce_mean(b)  # 0, but for its slopes
+        return tf.reduce_sum(of_a, -1) + coupled
+
+
+@pytest.mark.parametrize("black_box", [tf.identity, upsampled])
+def test_a_black_box_hides_no_coupled_slopes_of_other_layers(black_box):
+    model = BesideABlackBox(black_box)
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=f"{COUPLED}.*'b'"):
+        model.check(X, Y)
+
+
+class Decided(relax_tf.RelaxModel):
+    """Logits that leave little to chance, and noise beside the square of the batch's mean."""
+
+    def __init__(self, logit):
+        super().__init__()
+        bias = keras.initializers.Constant(logit)
+        self.b = Binary(1, "relax", (-1, 1), bias_initializer=bias, name="b")
+
+    def call(self, x):
+        return self.b(x)[:, 0]
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        noise = tf.random.normal(tf.shape(y_pred))
+        return (y_pred - 0.3) ** 2 + noise + 0.5 * tf.reduce_mean(y_pred) ** 2
+
+
+@pytest.mark.parametrize("logit", [0.0, 8.0])
+def test_halves_that_cancel_hide_nothing(logit):
+    """All units are 1, and half of them mirrored: the mean is 0, and its square has no slope."""
+    model = Decided(logit)
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=COUPLED):
+        model.check(X[:8], Y[:8])

@@ -8,8 +8,8 @@ Every unbiased estimator of this library takes for granted that
 
 No inspection of a model's layers can promise that for every model, but on a batch it can be
 measured, and a model that fails is refused with the numbers. `fit` does so on its first batch.
-`coupling` measures (a) and (b), `slopes` (c), and `networks` the last two of networks of control
-variates.
+`coupling` measures (a) and (b), `cross_slopes` (b) where that sees nothing, `slopes` (c), and
+`networks` the last two of the networks of control variates.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from relax_tf.control_variates import is_control_variate
 from relax_tf.estimators.black_box import graph_calls_python
 from relax_tf.layers.passes import Call
 from relax_tf.step.coupling import check_replays_and_coupling
+from relax_tf.step.cross_slopes import check_cross_slopes
 from relax_tf.step.folding import unfold
 from relax_tf.step.gates import lift
 from relax_tf.step.hard_pass import Batch, Seeds, State, TrainingPass, ensure_built, run_hard
@@ -62,6 +63,7 @@ def certify(model: Any, batch: Batch) -> Certificate:
         lift(v for v in model.variables if not is_control_variate(v))
         probe = Probe(model, batch)
         f_b, coupled, random = check_replays_and_coupling(probe)
+        check_cross_slopes(probe, f_b)
         check_derivatives(probe, coupled, random)
         check_networks(probe)
         model._rows_are_alike = probe.rows_are_alike()

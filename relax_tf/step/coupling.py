@@ -28,11 +28,8 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int], set[in
 
     Half of the examples get another sample, and in the other half nothing may move: neither the
     cost, nor the theta and the KL of a later call (a cost may show the move of a theta only where
-    it crosses a threshold), nor the slopes that an estimator uses. And nothing in that half may
-    have a slope in the samples of the others: so a coupling is seen that is lost in the rounding of
-    a cost with a large constant part, or in the noise of a cost that is random by itself. The
-    halves are made by the bits of the examples' numbers, so that any two are in different halves of
-    some split.
+    it crosses a threshold), nor the slopes that an estimator uses. The halves are made by the bits
+    of the examples' numbers, so that any two are in different halves of some split.
 
     What moves is told by running the same computation with and without the other samples: each
     example's rounding is then its own, and where a computation repeats to the last bit hardly any
@@ -48,35 +45,27 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int], set[in
     Raises:
         ValueError: if a replay does not repeat, or if examples are coupled.
     """
-    has_slopes = True
 
     def measure(replays, seeds, f_b, split, opposite, unchanged):
-        changed = half(f_b, split, opposite)
+        changed = half(f_b, split, opposite) & ~unchanged
         measured = []
         for index, call in concerned(probe):
             seed = fold_in(seeds.next(call.layer), split)
-            z = tf.where(over_event(changed & ~unchanged, call.z), mirrored(call, seed), call.z)
-            measured.append(_measured(replays, index, call, z, ~changed if has_slopes else None))
+            z = tf.where(over_event(changed, call.z), mirrored(call, seed), call.z)
+            measured.append(_measured(replays, index, call, z))
         return f_b, changed, replays.recorded(), measured
-
-    def run(number: int, unchanged: bool) -> tuple:
-        nonlocal has_slopes, measurement
-        split, opposite = divmod(number, 2)
-        arguments = map(tf.constant, (split, bool(opposite), unchanged))
-        try:
-            return probe.run(measurement, *arguments, noise=number)
-        except (LookupError, NotImplementedError, tf.errors.OpError):
-            if not has_slopes:
-                raise
-            # Of a cost without a derivative there are no slopes; any other error comes again.
-            has_slopes, measurement = False, probe.measurement(measure)
-            return run(number, unchanged)
 
     measurement, coupled, number, f_b = probe.measurement(measure), set(), 0, None
     splits, noises, random = 1, {}, set()
     while number < 2 * splits:
-        *_, recorded_before, as_before = run(number, unchanged=True)
-        f_b, changed, recorded, measured = run(number, unchanged=False)
+        split, opposite = divmod(number, 2)
+        arguments = tf.constant(split), tf.constant(bool(opposite))
+        *_, recorded_before, as_before = probe.run(
+            measurement, *arguments, tf.constant(True), noise=number
+        )
+        f_b, changed, recorded, measured = probe.run(
+            measurement, *arguments, tf.constant(False), noise=number
+        )
         splits = count_splits(f_b)
         number += 1
         exact = ALIKE * probe.rounding(f_b)
@@ -97,8 +86,6 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int], set[in
             moved = moved_by(before.rows, after.rows, changed, tolerance, same)
             if moved is None and len(after.sloped):
                 moved = moved_by(before.sloped, after.sloped, changed, allowed.max(initial=0))
-            if moved is None:
-                moved = _slope_across(after.slopes, changed, exact)
             if moved is not None:
                 if call.layer.estimator.needs_cost:
                     raise ValueError(coupled_examples(probe.model, call, moved, f_b))
@@ -120,56 +107,37 @@ def concerned(probe: Any) -> list[tuple[int, Call]]:
 
 
 class Measured(NamedTuple):
-    """Of one call's replays at another sample, as numbers of each example, `[n, numbers]`.
+    """Rows (`Replays.rows`) of one call's replays at a sample, the drawn one or another.
 
-    What the cost and the later calls are (`Replays.rows`); the same with all later calls, where the
-    graph spares some; and of the replay that the estimator itself makes: the slopes of the cost and
-    of the later calls, summed over the still half, in each example's sample; and the rows with the
-    slope of the cost, where the estimator uses it.
+    As they are; with all later calls, where the graph spares some; and of the replay that the
+    estimator makes, with the cost's slopes, where it uses them.
     """
 
     rows: Any
-    whole: Any
-    slopes: Any = ()
+    whole: Any = ()
     sloped: Any = ()
 
 
-def _measured(
-    replays: Replays, index: int, call: Call, z: tf.Tensor, still: tf.Tensor | None
-) -> Measured:
-    """`still`: whose slopes are measured, `[n]` of bool; None for no slopes."""
+def _measured(replays: Replays, index: int, call: Call, z: tf.Tensor) -> Measured:
     estimator = call.layer.estimator
     sample = estimator.emit(call.dist, Draw(call.dist.harden(z), z))
     whole = replays.rows(index, sample, prune=False) if replays.prunes(index) else ()
-    if still is None or not estimator.needs_cost:
+    if not estimator.needs_cost or estimator.replay not in ("relaxed", "sloped"):
         return Measured(replays.rows(index, sample), whole)
-    emits, at = estimator.replay, tf.stop_gradient(_replayed(call, z))
-    rows, slopes = replays.rows_and_slopes(index, at, emits, still)
-    measured = Measured(rows, whole, slopes)
-    if emits in ("relaxed", "sloped"):
-        measured = measured._replace(sloped=tf.concat([rows, slopes[0]], -1))
-    if emits in ("relaxed", "mean"):
-        measured = measured._replace(rows=replays.rows(index, sample))
-    return measured
+    rows, slopes = replays.rows_and_slopes(index, replayed(call, z), estimator.replay)
+    sloped = tf.concat([rows, slopes], -1)
+    if estimator.replay == "relaxed":
+        rows = replays.rows(index, sample)
+    return Measured(rows, whole, sloped)
 
 
-def _replayed(call: Call, z: tf.Tensor) -> tf.Tensor:
+def replayed(call: Call, z: tf.Tensor) -> tf.Tensor:
     """The sample that the estimator's replays would have for this z."""
     if not call.dist.discrete:
         return z
     if call.layer.estimator.replay == "relaxed":
         return call.dist.relax(z, tf.cast(call.layer.estimator.temperature, z.dtype))
     return call.dist.harden(z)
-
-
-def _slope_across(slopes: list[np.ndarray], changed: np.ndarray, allowed: float) -> float | None:
-    """The largest slope of the still half in the others' samples, if it is more than allowed."""
-    for slope in slopes:
-        finite = np.where(np.isfinite(slope), np.abs(slope), 0.0)
-        own, across = finite[~changed].max(initial=0), finite[changed].max(initial=0)
-        if across > allowed * own:
-            return float(across)
-    return None
 
 
 def half(f_b: tf.Tensor, split: tf.Tensor, opposite: tf.Tensor) -> tf.Tensor:

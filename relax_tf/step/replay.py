@@ -160,32 +160,27 @@ class Replays:
         """What `rows` would be of a replay at the drawn sample of each call, by the hard pass."""
         return [_rows(self._f_b, self._calls[index + 1 :]) for index in range(len(self._calls))]
 
-    def rows(
-        self, index: int, sample: tf.Tensor, emits: str = "hard", prune: bool = True
-    ) -> tf.Tensor:
+    def rows(self, index: int, sample: tf.Tensor, prune: bool = True) -> tf.Tensor:
         """All that a replay shows of each example, `[batch, numbers]`, in float64.
 
         The cost, theta and KL of the later calls.
         """
-        f_b, _, calls = self._run(index, sample, emits, 1, prune)
+        f_b, _, calls = self._run(index, sample, "hard", 1, prune)
         return _rows(f_b, calls[index + 1 :])
 
     def rows_and_slopes(
-        self, index: int, sample: tf.Tensor, emits: str, of: tf.Tensor
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """The rows of a replay, and the derivatives of its `values` in the sample, as rows.
+        self, index: int, sample: tf.Tensor, emits: str
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The rows of a replay, and the cost's derivative in the sample, as rows.
 
-        The values are summed over the examples `of`, `[batch]` of bool. Of what does not depend on
-        the sample there are no numbers, `[batch, 0]`.
+        Of a cost that does not depend on the sample there is none, `[batch, 0]`.
         """
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sample)
             f_b, _, calls = self._run(index, sample, emits, 1)
-            values = _values(f_b, calls[index + 1 :])
-            sums = [tf.reduce_sum(tf.where(of, value, tf.zeros_like(value))) for value in values]
-        slopes = [tape.gradient(total, sample) for total in sums]
-        none = tf.zeros([tf.shape(sample)[0], 0], tf.float64)
-        return _rows(f_b, calls[index + 1 :]), [none if s is None else row(s) for s in slopes]
+        slope = tape.gradient(f_b, sample)
+        slopes = tf.zeros([tf.shape(sample)[0], 0], tf.float64) if slope is None else row(slope)
+        return _rows(f_b, calls[index + 1 :]), slopes
 
     def values(self, index: int, sample: tf.Tensor, emits: str) -> list[tf.Tensor]:
         """The cost, and a number for each later call that moves with its theta and its KL.
@@ -193,7 +188,7 @@ class Replays:
         Each `[batch]`; those of later calls are sums of all numbers with random weights.
         """
         f_b, _, calls = self._run(index, sample, emits, 1)
-        return _values(f_b, calls[index + 1 :])
+        return [f_b, *(_weighted(call) for call in calls[index + 1 :])]
 
     def _is_downstream(self, index: int, later: Call) -> bool:
         on = self._calls[index].layer
@@ -221,10 +216,6 @@ def _rows(f_b: tf.Tensor, calls: list[Call]) -> tf.Tensor:
     return tf.concat([row(value) for value in values], -1)
 
 
-def _values(f_b: tf.Tensor, calls: list[Call]) -> list[tf.Tensor]:
-    return [f_b, *map(_weighted, calls)]
-
-
 def _weighted(call: Call) -> tf.Tensor:
     """The sum of theta and KL of a call with random weights, `[batch]`."""
     values = [*tf.nest.flatten(call.theta), *([] if call.kl is None else [call.kl])]
@@ -237,4 +228,4 @@ def _weighted(call: Call) -> tf.Tensor:
 
 def row(value: tf.Tensor) -> tf.Tensor:
     """`[batch, ...]` as `[batch, numbers]`."""
-    return tf.reshape(tf.cast(tf.convert_to_tensor(value), tf.float64), [tf.shape(value)[0], -1])
+    return tf.reshape(tf.cast(value, tf.float64), [tf.shape(value)[0], -1])

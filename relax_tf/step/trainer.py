@@ -22,7 +22,7 @@ from relax_tf.step.evaluation import EvaluationSteps
 from relax_tf.step.finite import zero_unless
 from relax_tf.step.first_batch import make_variables_of_step, shown_first_batch
 from relax_tf.step.foreign_seeds import load_seeds, save_seeds
-from relax_tf.step.hard_pass import Batch, ensure_built
+from relax_tf.step.hard_pass import Batch
 from relax_tf.step.logs import Logs, batch_size, global_norm
 from relax_tf.step.no_data import no_data
 from relax_tf.step.sharing import refuse_shared_layers
@@ -185,12 +185,12 @@ class RelaxTrainer(EvaluationSteps, Logs):
 
     def _certify(self, data: Any) -> bool:
         """Certifies the model on a batch, if it is to be; returns whether the batch could tell."""
+        if not self.certify:
+            if all(layer.built for layer in all_layers(self)):  # no more variables are to come
+                make_variables_of_step(self, None, None, ())
+            return True
         self._check_model()
         batch = _tensors(*keras.utils.unpack_x_y_sample_weight(data))
-        if not self.certify:
-            ensure_built(self, batch.x)
-            make_variables_of_step(self, batch.y, None, ())
-            return True
         found = certify(self, batch)
         make_variables_of_step(self, batch.y, found.y_pred, found.terms)
         return found.conclusive
