@@ -10,7 +10,16 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
-from tests.suspects import COUPLED, NOT_REPEATED, WRONG_SLOPE, Apply, X, Y, model_of
+from tests.suspects import (
+    COUPLED,
+    NOT_REPEATED,
+    WRONG_SLOPE,
+    Apply,
+    X,
+    Y,
+    meeting_in_python,
+    model_of,
+)
 
 Binary = relax_tf.StochasticBinaryLayer
 Dense = keras.layers.Dense
@@ -92,17 +101,7 @@ def test_masks_are_not_folded_whatever_the_first_batch_shows():
 
 
 def test_layers_that_share_state_in_python_are_all_downstream():
-    kept = []
-    inputs = keras.Input([3])
-    a = Binary(3, "rloo", name="a")(inputs)
-    pushed = Apply(lambda x: (kept.append(x), x)[1])(a)
-    for _ in range(3):  # so that Keras runs this branch first
-        pushed = keras.layers.Identity()(pushed)
-    popped = Apply(lambda x: x + kept[-1])(inputs)
-    b = Binary(3, "rloo", name="b")(popped)
-    a = pushed
-    model = relax_tf.RelaxModel(inputs, Dense(3)(keras.layers.Add()([a, b])))
-    model.compile("sgd", loss="mse")
+    model = meeting_in_python("rloo", "rloo", keras.layers.Identity())
     model.check(X, Y)
     assert not model._graph_tells
 

@@ -8,7 +8,16 @@ import tensorflow as tf
 import relax_tf
 from relax_tf.layers.passes import Call
 from relax_tf.step.coupling import mirrored
-from tests.suspects import COUPLED, Apply, LoadBalanced, Penalised, X, Y, model_of
+from tests.suspects import (
+    COUPLED,
+    Apply,
+    LoadBalanced,
+    Penalised,
+    X,
+    Y,
+    meeting_in_python,
+    model_of,
+)
 
 Binary = relax_tf.StochasticBinaryLayer
 Dense = keras.layers.Dense
@@ -370,16 +379,7 @@ def test_slopes_that_the_backward_pass_couples(estimator):
 
 
 def test_coupling_through_a_call_that_the_graph_shows_to_be_apart():
-    kept = []
-    inputs = keras.Input([3])
-    a = Binary(3, "relax", name="a")(inputs)
-    pushed = Apply(lambda x: (kept.append(x), x)[1])(a)
-    for _ in range(4):  # Keras calls what is less deep later
-        pushed = keras.layers.Identity()(pushed)
-    popped = Apply(lambda x: x + kept[-1])(inputs)
-    normed = keras.layers.BatchNormalization()(Binary(3, "concrete", name="b")(popped))
-    model = relax_tf.RelaxModel(inputs, Dense(3)(keras.layers.Concatenate()([pushed, normed])))
-    model.compile("sgd", loss="mse")
+    model = meeting_in_python("relax", "concrete", keras.layers.BatchNormalization())
     with pytest.raises(ValueError, match=f"{COUPLED}.*'a'"):
         model.check(X, Y)
 

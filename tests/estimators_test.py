@@ -31,6 +31,7 @@ from tests.suite import (
     shaken,
     total,
     total_square_of,
+    while_learning,
 )
 
 tfd = tfp.distributions
@@ -337,19 +338,9 @@ def test_black_box_cost_learns_with_relax():
     cost = lambda b: tf.numpy_function(  # noqa: E731
         lambda b: (10 + b.sum(-1)).astype("float32"), [b], tf.float32
     )
-    estimator = estimators.get("relax")
-    estimator.build(dist.shape)
-    optimizer, phi = keras.optimizers.Adam(1e-2), estimator.trainable_variables
-    optimizer.build(phi)
-
-    @tf.function(autograph=False)
-    def step(seed):
-        with tf.GradientTape() as tape:
-            estimate = estimator.estimate(dist, cost, seed=seed)
-        optimizer.apply(tape.gradient(estimate.control_variate_loss, phi), phi)
-        return estimate.second_moment
-
-    moments = [float(step(tf.constant([seed, 0]))) for seed in range(300)]
+    moments = while_learning(
+        lambda estimate: estimate.second_moment, estimators.get("relax"), dist, cost
+    )
     assert np.mean(moments[-20:]) < np.mean(moments[:3]) / 10
 
 

@@ -110,12 +110,10 @@ def get_config():
 
 
 def test_variance_table_of_a_frozen_vae(tmp_path, data_dir):
-    config = tmp_path / "config.py"
-    config.write_text(FIVE_COMPARED)
+    (tmp_path / "five.py").write_text(FIVE_COMPARED)
     overrides = ["--config.steps=200", "--config.log_every=100", "--config.adapt_steps=200"]
-    overrides += ["--config.variance_draws=100", f"--config.data_dir={data_dir}", *QUICK]
-    command = [f"--config={config}", f"--workdir={tmp_path}", *overrides]
-    output = programs.finish(programs.Program("examples.variance", *command))
+    overrides += ["--config.variance_draws=100", f"--config.data_dir={data_dir}"]
+    output = run("variance", tmp_path / "five", tmp_path, *overrides)
     lines = (tmp_path / "variance.csv").read_text().splitlines()
     assert lines[0] == "estimator,evaluations,layer,variance,log_variance"
     table = {row["estimator"]: row for row in csv.DictReader(lines)}

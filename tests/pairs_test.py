@@ -30,7 +30,7 @@ from tests.stacks import (
     model_variables,
     two_layer_model,
 )
-from tests.suite import bias, per_example_gradients, repeated, total
+from tests.suite import bias, per_example_gradients, repeated, total, while_learning
 
 # Arms.
 
@@ -155,19 +155,13 @@ def test_relaxed_disarm_learns_the_slopes_of_a_black_box():
     cost = lambda b: tf.numpy_function(  # noqa: E731
         lambda b, x: np.float32(100 + np.round(4 * ((b - x) ** 2).sum(-1))), [b, x], tf.float32
     )
-    estimator = estimators.get("relaxed_disarm")
-    estimator.build(dist.shape, x.shape)
-    optimizer, phi = keras.optimizers.Adam(1e-2), estimator.trainable_variables
-    optimizer.build(phi)
-
-    @tf.function(autograph=False)
-    def step(seed):
-        with tf.GradientTape() as tape:
-            estimate = estimator.estimate(dist, cost, context=x, seed=seed)
-        optimizer.apply(tape.gradient(estimate.control_variate_loss, phi), phi)
-        return tf.math.reduce_variance(estimate.gradient)
-
-    variances = [float(step(tf.constant([seed, 0]))) for seed in range(300)]
+    variances = while_learning(
+        lambda estimate: tf.math.reduce_variance(estimate.gradient),
+        estimators.get("relaxed_disarm"),
+        dist,
+        cost,
+        context=x,
+    )
     exact = relax_tf.diagnostics.exact_gradient
     problem = Bernoulli(dist.theta[:8], (-1, 1))
     numbers = exact(problem, lambda b: total((b - x[:8]) ** 2) * 4)

@@ -50,7 +50,9 @@ def _run(path, module, *arguments):
 
 
 def start(example, config, workdir, *overrides):
-    command = [f"--config=configs/{config}.py", f"--workdir={workdir}"]
+    """An example with a config of `configs/`, by name, or of another folder, by path."""
+    config = pathlib.Path("configs") / config
+    command = [f"--config={config}.py", f"--workdir={workdir}"]
     return Program(f"examples.{example}", *command, *overrides)
 
 

@@ -144,6 +144,21 @@ def per_example_gradients(estimator, problem, draws=DRAWS, seed=1):
     return (tape.gradient(estimate.surrogate, thetas) * draws).numpy()
 
 
+def while_learning(shown, estimator, dist, cost, context=None, steps=300):
+    """What `shown` makes of each estimate while Adam trains phi, `[steps]`."""
+    optimizer = keras.optimizers.Adam(1e-2)
+
+    @tf.function(autograph=False)
+    def step(seed):
+        with tf.GradientTape() as tape:
+            estimate = estimator.estimate(dist, cost, context=context, seed=seed)
+        phi = estimator.trainable_variables
+        optimizer.apply(tape.gradient(estimate.control_variate_loss, phi), phi)
+        return shown(estimate)
+
+    return np.array([step(tf.constant([seed, 0])) for seed in range(steps)])
+
+
 def bias(identifier, problem, draws=100_000):
     """The mean of the estimates less the exact gradient, and z-scores of that."""
     gradients = per_example_gradients(estimators.get(identifier), problem, draws)

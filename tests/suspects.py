@@ -39,6 +39,20 @@ class Apply(keras.layers.Layer):
         return self.function(x)
 
 
+def meeting_in_python(below, above, after):
+    """Two layers in branches of which the graph does not show that one reads the other's sample."""
+    kept = []
+    inputs = keras.Input([3])
+    pushed = Apply(lambda x: (kept.append(x), x)[1])(Binary(3, below, name="a")(inputs))
+    for _ in range(4):  # so that Keras runs this branch first, however long the other one is
+        pushed = keras.layers.Identity()(pushed)
+    popped = Apply(lambda x: x + kept[-1])(inputs)
+    b = after(Binary(3, above, name="b")(popped))
+    model = relax_tf.RelaxModel(inputs, Dense(3)(keras.layers.Add()([pushed, b])))
+    model.compile("sgd", loss="mse")
+    return model
+
+
 class LoadBalanced(relax_tf.RelaxModel):
     """A mixture of experts whose cost has the mean of the sampled routes."""
 
