@@ -168,6 +168,47 @@ def test_relaxed_disarm_learns_the_slopes_of_a_black_box():
     assert np.mean(variances[-20:]) - np.var(numbers) < np.mean(variances[:3]) / 5
 
 
+def test_relaxed_disarm_knows_a_quadratic_cost_as_midpoint_does():
+    """With the cost's own Hessian, and its gradient at p, the slopes are the derivative."""
+    theta = tf.random.stateless_normal([50, 4], [1, 2])
+    hessian = tf.random.stateless_normal([4, 4], [3, 4])
+    hessian += tf.transpose(hessian)
+    dist = Bernoulli(tf.tile(theta[:1], [50, 1]), (-1, 1))  # one p: r is a bias
+    cost = lambda b: total(b @ hessian * b) / 2 + b[..., 0]  # noqa: E731
+    learned, known = estimators.get("relaxed_disarm"), estimators.get("midpoint")
+    learned.build(dist.theta.shape)
+    slope = tf.linalg.matvec(hessian, dist.mean()[0]) + tf.one_hot(0, 4)
+    unit = learned.unit(dist)
+    learned.slopes.hessian.assign(hessian / (unit * 15))
+    learned.slopes.first_order.output_layer.bias.assign(slope / (unit * 2))
+    ours, theirs = (e.estimate(dist, cost, seed=5).gradient for e in (learned, known))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert np.abs(ours).max() > 0.1
+
+
+def test_relaxed_disarm_of_many_units_has_a_network_alone():
+    few, many = (estimators.get("relaxed_disarm") for _ in range(2))
+    few.build((None, 1_000), (None, 3))
+    many.build((None, 1_001), (None, 3))
+    assert few.count_params() > 1_000**2
+    assert many.count_params() < 500 * 1_001
+
+
+def test_relaxed_disarm_of_earlier_versions_has_a_network_alone():
+    config = estimators.RelaxedDisarm(decay=0.9).get_config()
+    assert config.pop("pairs") and config["slopes"] is None
+    sizes = []
+    for _ in range(2):  # and when it is saved again
+        old = estimators.RelaxedDisarm.from_config(config)
+        old.build((None, 7), (None, 3))
+        sizes.append([tuple(v.shape) for v in old.trainable_variables])
+        config = old.get_config()
+    assert sizes[0] == sizes[1] == [(200, 7), (7,), (7, 200), (200,), (3, 200)]
+    new = estimators.get({"class_name": "relaxed_disarm", "config": {"decay": 0.9}})
+    new.build((None, 7), (None, 3))
+    assert (7, 7) in [tuple(v.shape) for v in new.trainable_variables]
+
+
 def test_relaxed_disarm_takes_a_network_of_the_user_s_and_keeps_it():
     network = keras.Sequential([keras.layers.Dense(5, "tanh"), keras.layers.Dense(3)])
     estimator = estimators.RelaxedDisarm(slopes=network, decay=0.9)

@@ -13,5 +13,6 @@ from relax_tf.control_variates.network import (  # noqa: F401
     evaluate_network,
     evaluate_outputs,
 )
+from relax_tf.control_variates.quadratic import QuadraticSlopes  # noqa: F401
 
 __all__ = ["MLP", "ControlVariate"]

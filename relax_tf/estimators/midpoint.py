@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from relax_tf.control_variates import (
     MLP,
+    QuadraticSlopes,
     build_network,
     by_backpropagation,
     evaluate_outputs,
@@ -30,6 +31,8 @@ from relax_tf.estimators.moving_moments import MovingMoments
 from relax_tf.estimators.multi_sample import MultiSampleEstimator
 from relax_tf.estimators.networks import checked_network, network_config, with_networks
 from relax_tf.validation import decay_rate
+
+_MOST_UNITS = 1_000  # of whose pairs each has a weight
 
 
 def midpoint_gradient(
@@ -181,7 +184,7 @@ class RelaxedDisarm(AntitheticEstimator):
 
     def __init__(self, slopes: keras.layers.Layer | None = None, decay: float = 0.99, **kwargs):
         super().__init__(**kwargs)
-        self._is_default = slopes is None
+        self._is_default = self._learns_pairs = slopes is None
         self.slopes = checked_network(slopes, "slopes")
         self.decay = decay_rate(decay, "decay")
         self.past = MovingMoments(self.decay, dtype=self.dtype_policy, name="past")
@@ -189,9 +192,18 @@ class RelaxedDisarm(AntitheticEstimator):
     def build(self, theta_shape, context_shape=None):
         if self.slopes is None:
             units = tf.TensorShape(theta_shape[1:]).num_elements()
-            self.slopes = MLP([200], outputs=units, dtype=self.dtype_policy)
-        build_network(self.slopes, theta=theta_shape, context=context_shape)
+            is_map = len(theta_shape) > 3
+            if self._learns_pairs and not is_map and units is not None and units <= _MOST_UNITS:
+                self.slopes = QuadraticSlopes(units, dtype=self.dtype_policy)
+            else:
+                self.slopes = MLP([200], outputs=units, dtype=self.dtype_policy)
+        deviation = {"deviation": theta_shape} if self._sees_deviation else {}
+        build_network(self.slopes, theta=theta_shape, **deviation, context=context_shape)
         super().build(theta_shape, context_shape)
+
+    @property
+    def _sees_deviation(self) -> bool:
+        return isinstance(self.slopes, QuadraticSlopes)
 
     def unit(self, dist: Bernoulli) -> tf.Tensor:
         """What the network's output is a multiple of, per unit of the sample: a scalar.
@@ -206,7 +218,10 @@ class RelaxedDisarm(AntitheticEstimator):
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
         midpoint = dist.indicator(tf.reduce_mean(draw.b, 0))
-        outputs = evaluate_outputs(self.slopes, flat_event(2 * midpoint - 1), context)
+        seen = [flat_event(2 * midpoint - 1)]
+        if self._sees_deviation:
+            seen.append(flat_event(2 * (midpoint - tf.sigmoid(dist.theta))))
+        outputs = evaluate_outputs(self.slopes, *seen, context)
         slopes = self.unit(dist) * tf.reshape(outputs, tf.shape(midpoint))
         return midpoint_gradient(dist, draw.b, f_b, slopes), None
 
@@ -215,8 +230,14 @@ class RelaxedDisarm(AntitheticEstimator):
 
     def get_config(self) -> dict[str, Any]:
         network = network_config(self.slopes, self._is_default)
-        return {**super().get_config(), "slopes": network, "decay": self.decay}
+        config = {**super().get_config(), "slopes": network, "decay": self.decay}
+        return {**config, "pairs": True} if self._learns_pairs else config
 
     @classmethod
     def from_config(cls, config):
-        return cls(**with_networks(config, "slopes"))
+        # Files of earlier versions say nothing of pairs: their default is the MLP alone.
+        pairs = config.get("pairs", "slopes" not in config)
+        config = {key: value for key, value in config.items() if key != "pairs"}
+        estimator = cls(**with_networks(config, "slopes"))
+        estimator._learns_pairs &= pairs
+        return estimator
