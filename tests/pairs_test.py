@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import relax_tf
 from relax_tf import estimators
+from relax_tf.control_variates import QuadraticSlopes
 from relax_tf.distributions import Bernoulli, OneHotCategorical
 from relax_tf.estimators.arms import joint_over_single, sticks
 from tests.problems import (
@@ -186,6 +187,37 @@ def test_relaxed_disarm_knows_a_quadratic_cost_as_midpoint_does():
     assert np.abs(ours).max() > 0.1
 
 
+def test_relaxed_disarm_learns_what_units_do_to_each_other():
+    """A quadratic black box of units that are not fair coins: H learns, and variance goes."""
+    dist = Bernoulli(tf.tile(tf.random.stateless_normal([1, 6], [1, 2]), [256, 1]))
+    weights = tf.random.stateless_normal([6, 6], [3, 4])
+    cost = lambda b: total(tf.stop_gradient(b @ weights * b))  # noqa: E731
+    estimator = estimators.get("relaxed_disarm")
+    variances = while_learning(
+        lambda estimate: tf.reduce_sum(tf.math.reduce_variance(estimate.gradient, 0)),
+        estimator,
+        dist,
+        cost,
+    )
+    network = estimator.slopes
+    network.first_order.set_weights([w * 0 for w in network.first_order.get_weights()])
+    without_r = np.mean([total_variance(estimator, dist, cost, seed) for seed in range(20)])
+    network.hessian.assign(network.hessian * 0)
+    disarm = np.mean([total_variance(estimator, dist, cost, seed) for seed in range(20)])
+    assert np.mean(variances[-20:]) < disarm / 2
+    assert without_r < 0.9 * disarm
+
+
+def total_variance(estimator, dist, cost, seed):
+    gradient = estimator.estimate(dist, cost, seed=seed).gradient
+    return tf.reduce_sum(tf.math.reduce_variance(gradient, 0))
+
+
+def test_relaxed_disarm_of_unknown_size_is_refused():
+    with pytest.raises(ValueError, match="inputs of a fixed size"):
+        estimators.get("relaxed_disarm").build((None, None, 3))
+
+
 def test_relaxed_disarm_of_many_units_has_a_network_alone():
     few, many = (estimators.get("relaxed_disarm") for _ in range(2))
     few.build((None, 1_000), (None, 3))
@@ -204,12 +236,16 @@ def test_relaxed_disarm_of_earlier_versions_has_a_network_alone():
         sizes.append([tuple(v.shape) for v in old.trainable_variables])
         config = old.get_config()
     assert sizes[0] == sizes[1] == [(200, 7), (7,), (7, 200), (200,), (3, 200)]
-    new = estimators.get({"class_name": "relaxed_disarm", "config": {"decay": 0.9}})
-    new.build((None, 7), (None, 3))
-    assert (7, 7) in [tuple(v.shape) for v in new.trainable_variables]
+    for written in ({"decay": 0.9}, {"slopes": None}):
+        new = estimators.get({"class_name": "relaxed_disarm", "config": written})
+        new.build((None, 7), (None, 3))
+        assert (7, 7) in [tuple(v.shape) for v in new.trainable_variables]
 
 
 def test_relaxed_disarm_takes_a_network_of_the_user_s_and_keeps_it():
+    quadratic = estimators.RelaxedDisarm(slopes=QuadraticSlopes(3))
+    again = estimators.deserialize(estimators.serialize(quadratic))
+    assert again.get_config() == quadratic.get_config()
     network = keras.Sequential([keras.layers.Dense(5, "tanh"), keras.layers.Dense(3)])
     estimator = estimators.RelaxedDisarm(slopes=network, decay=0.9)
     dist = Bernoulli(tf.zeros([4, 3]))

@@ -157,9 +157,10 @@ class RelaxedDisarm(AntitheticEstimator):
     unit does to the cost; they minimise the second moment of the gradient, as `relax` does
     (eq. 16), and start at zero, as `disarm`. See `midpoint_gradient`.
 
-    It learns from one number for each pair: on a frozen VAE with 200 units, 10 000 steps of
+    It learns from one number for each pair: on a frozen linear VAE with 200 units, 10 000 steps of
     learning take away half of `disarm`'s variance after 6 000 steps of training and an eighth after
-    30 000, 100 000 steps half (examples/results/variance.md).
+    30 000, 100 000 steps half; with tanh layers a quarter and a twelfth
+    (examples/results/variance.md).
 
     Args:
         slopes: a Keras layer or model from `[batch, features]` to `[batch, units]`, where the
@@ -195,10 +196,10 @@ class RelaxedDisarm(AntitheticEstimator):
         if self.slopes is None:
             units = tf.TensorShape(theta_shape[1:]).num_elements()
             is_map = len(theta_shape) > 3
-            if self._learns_pairs and not is_map and units is not None and units <= _MOST_UNITS:
+            if self._learns_pairs and units and units <= _MOST_UNITS and not is_map:
                 self.slopes = QuadraticSlopes(units, dtype=self.dtype_policy)
-            else:
-                self.slopes = MLP([200], outputs=units, dtype=self.dtype_policy)
+            else:  # units of an unknown number are refused below
+                self.slopes = MLP([200], outputs=units or 1, dtype=self.dtype_policy)
         deviation = {"deviation": theta_shape} if self._sees_deviation else {}
         build_network(self.slopes, theta=theta_shape, **deviation, context=context_shape)
         super().build(theta_shape, context_shape)
@@ -237,8 +238,8 @@ class RelaxedDisarm(AntitheticEstimator):
 
     @classmethod
     def from_config(cls, config):
-        # Files of earlier versions say nothing of pairs: their default is the MLP alone.
-        pairs = config.get("pairs", "slopes" not in config)
+        # Files of earlier versions, which have a name, say nothing of pairs: theirs is the MLP.
+        pairs = config.get("pairs", "name" not in config)
         config = {key: value for key, value in config.items() if key != "pairs"}
         estimator = cls(**with_networks(config, "slopes"))
         estimator._learns_pairs &= pairs
