@@ -171,10 +171,10 @@ def test_relaxed_disarm_learns_the_slopes_of_a_black_box():
 
 def test_relaxed_disarm_knows_a_quadratic_cost_as_midpoint_does():
     """With the cost's own Hessian, and its gradient at p, the slopes are the derivative."""
-    theta = tf.random.stateless_normal([50, 4], [1, 2])
+    theta = tf.random.stateless_normal([1, 4], [1, 2])
     hessian = tf.random.stateless_normal([4, 4], [3, 4])
     hessian += tf.transpose(hessian)
-    dist = Bernoulli(tf.tile(theta[:1], [50, 1]), (-1, 1))  # one p: r is a bias
+    dist = Bernoulli(tf.tile(theta, [50, 1]), (-1, 1))  # one p: r is a bias
     cost = lambda b: total(b @ hessian * b) / 2 + b[..., 0]  # noqa: E731
     learned, known = estimators.get("relaxed_disarm"), estimators.get("midpoint")
     learned.build(dist.theta.shape)
@@ -193,24 +193,21 @@ def test_relaxed_disarm_learns_what_units_do_to_each_other():
     weights = tf.random.stateless_normal([6, 6], [3, 4])
     cost = lambda b: total(tf.stop_gradient(b @ weights * b))  # noqa: E731
     estimator = estimators.get("relaxed_disarm")
-    variances = while_learning(
-        lambda estimate: tf.reduce_sum(tf.math.reduce_variance(estimate.gradient, 0)),
-        estimator,
-        dist,
-        cost,
-    )
+
+    def variance(estimate):
+        return tf.reduce_sum(tf.math.reduce_variance(estimate.gradient, 0))
+
+    def mean_variance():
+        return np.mean([variance(estimator.estimate(dist, cost, seed=k)) for k in range(20)])
+
+    variances = while_learning(variance, estimator, dist, cost)
     network = estimator.slopes
     network.first_order.set_weights([w * 0 for w in network.first_order.get_weights()])
-    without_r = np.mean([total_variance(estimator, dist, cost, seed) for seed in range(20)])
+    without_r = mean_variance()
     network.hessian.assign(network.hessian * 0)
-    disarm = np.mean([total_variance(estimator, dist, cost, seed) for seed in range(20)])
+    disarm = mean_variance()
     assert np.mean(variances[-20:]) < disarm / 2
     assert without_r < 0.9 * disarm
-
-
-def total_variance(estimator, dist, cost, seed):
-    gradient = estimator.estimate(dist, cost, seed=seed).gradient
-    return tf.reduce_sum(tf.math.reduce_variance(gradient, 0))
 
 
 def test_relaxed_disarm_of_unknown_size_is_refused():

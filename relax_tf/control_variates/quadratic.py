@@ -9,7 +9,7 @@ from relax_tf.control_variates.mlp import MLP
 from relax_tf.control_variates.network import ControlVariate
 
 # How far one step of an optimizer moves each of the two terms, of which the second has a weight for
-# each pair of units. Chosen with the width by runs on MNIST (examples/results/variance.md).
+# each pair of units. Larger ones learn sooner and stay noisier.
 _FIRST_ORDER, _SECOND_ORDER = 2.0, 15.0
 
 

@@ -23,7 +23,7 @@ from relax_tf.control_variates import (
     evaluate_outputs,
 )
 from relax_tf.distributions import Bernoulli
-from relax_tf.distributions.base import Distribution, flat_event, over_event, sum_event
+from relax_tf.distributions.base import Distribution, over_event, sum_event
 from relax_tf.estimators.antithetic import AntitheticEstimator, _check_pair
 from relax_tf.estimators.estimate import evaluate_cost
 from relax_tf.estimators.flip import finite_slopes
@@ -200,8 +200,10 @@ class RelaxedDisarm(AntitheticEstimator):
                 self.slopes = QuadraticSlopes(units, dtype=self.dtype_policy)
             else:  # units of an unknown number are refused below
                 self.slopes = MLP([200], outputs=units or 1, dtype=self.dtype_policy)
-        deviation = {"deviation": theta_shape} if self._sees_deviation else {}
-        build_network(self.slopes, theta=theta_shape, **deviation, context=context_shape)
+        deviation_shape = theta_shape if self._sees_deviation else None
+        build_network(
+            self.slopes, theta=theta_shape, deviation=deviation_shape, context=context_shape
+        )
         super().build(theta_shape, context_shape)
 
     @property
@@ -221,10 +223,8 @@ class RelaxedDisarm(AntitheticEstimator):
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
         midpoint = dist.indicator(tf.reduce_mean(draw.b, 0))
-        seen = [flat_event(2 * midpoint - 1)]
-        if self._sees_deviation:
-            seen.append(flat_event(2 * (midpoint - tf.sigmoid(dist.theta))))
-        outputs = evaluate_outputs(self.slopes, *seen, context)
+        deviation = 2 * (midpoint - tf.sigmoid(dist.theta)) if self._sees_deviation else None
+        outputs = evaluate_outputs(self.slopes, 2 * midpoint - 1, deviation, context)
         slopes = self.unit(dist) * tf.reshape(outputs, tf.shape(midpoint))
         return midpoint_gradient(dist, draw.b, f_b, slopes), None
 
@@ -233,14 +233,14 @@ class RelaxedDisarm(AntitheticEstimator):
 
     def get_config(self) -> dict[str, Any]:
         network = network_config(self.slopes, self._is_default)
-        config = {**super().get_config(), "slopes": network, "decay": self.decay}
-        return {**config, "pairs": True} if self._learns_pairs else config
+        own = {"slopes": network, "decay": self.decay, "pairs": self._learns_pairs}
+        return {**super().get_config(), **own}
 
     @classmethod
     def from_config(cls, config):
         # Files of earlier versions, which have a name, say nothing of pairs: theirs is the MLP.
-        pairs = config.get("pairs", "name" not in config)
-        config = {key: value for key, value in config.items() if key != "pairs"}
-        estimator = cls(**with_networks(config, "slopes"))
+        config = with_networks(config, "slopes")
+        pairs = config.pop("pairs", "name" not in config)
+        estimator = cls(**config)
         estimator._learns_pairs &= pairs
         return estimator
