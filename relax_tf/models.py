@@ -17,11 +17,12 @@ class RelaxModel(RelaxTrainer, keras.Model):
 
     Build it like any Keras model, `RelaxModel(inputs, outputs)` or by subclassing. Each compiled
     loss is taken per example; the layers' KL terms join it; `sample_weight` multiplies the sum.
-    Scalar `add_loss` terms and regularisers are added to the training loss as usual. A plain
-    optimizer is wrapped in `relax_tf.RelaxOptimizer`. Logged are the loss (in nats, if the
-    compiled loss is), each layer's second moment of the gradient estimate and the norm of its
-    control variate's gradient; where there is a KL, also its value in nats and the compiled loss
-    without it. For another cost override `compute_cost`.
+    Scalar `add_loss` terms and regularisers are added to the training loss as usual; one that
+    depends on samples is refused, since none could be credited with it. A plain optimizer is
+    wrapped in `relax_tf.RelaxOptimizer`. Logged are the loss (in nats, if the compiled loss is),
+    each layer's second moment of the gradient estimate and the norm of its control variate's
+    gradient; where there is a KL, also its value in nats and the compiled loss without it. For
+    another cost override `compute_cost`.
 
     `*_control_variate_norm` has the units of what the control variate minimises, as a rule the
     second moment, the cost's squared (of `flip` a likelihood, which has none), so no value is

@@ -255,3 +255,31 @@ def test_a_cost_that_is_random_by_itself_is_called_so():
     model.compile("sgd", loss="mse")
     with pytest.raises(ValueError, match=rf"{WRONG_SLOPE}.*random by itself.*SeedGenerator.*'lax'"):
         model.check(X, Y)
+
+
+class TwoUnits(relax_tf.RelaxModel):
+    """One of them decides most of the cost."""
+
+    def __init__(self, estimator, large, small):
+        super().__init__()
+        kind = relax_tf.StochasticNormalLayer if estimator == "reparameterization" else Binary
+        self.b, self.large, self.small = kind(2, estimator, name="b"), large, small
+
+    def call(self, x):
+        return self.b(x)
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        return self.large * y_pred[:, 0] ** 2 + self.small(y_pred[:, 1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("estimator", ["relaxed_rebar", "rebar", "reparameterization"])
+def test_a_small_wrong_slope_beside_a_large_right_one(estimator, seed):
+    keras.utils.set_random_seed(seed)
+    model = TwoUnits(estimator, 100.0, lambda b: 0.3 * tf.stop_gradient(b))
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=WRONG_SLOPE):
+        model.check(X)
+    model = TwoUnits(estimator, 100.0, lambda b: 0.3 * tf.abs(b - 0.3))
+    model.compile("sgd")
+    model.check(X)

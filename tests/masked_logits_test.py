@@ -231,3 +231,55 @@ def test_layers_train_with_masked_units(config, other):
     assert moved[~np.isinf(bias)].all()
     np.testing.assert_array_equal(layer.bias.numpy()[np.isinf(bias)], bias[np.isinf(bias)])
     assert np.isfinite(model.predict(x, verbose=0)).all()
+
+
+@pytest.mark.parametrize("number", [-1e9, -3.4e38, -65504.0])
+@pytest.mark.parametrize(
+    "estimator", ["relaxed_rebar", "relax", "nvil", "muprop", "relaxed_disarm"]
+)
+def test_large_numbers_in_place_of_infinity_are_masks(estimator, number):
+    """As networks would see them, and second moments be 1e14."""
+    second_moments = []
+    for masked in (-INF, number):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input([4])
+        logits = keras.ops.where(inputs > 1, masked, keras.layers.Dense(4)(inputs))
+        b = relax_tf.StochasticBinaryLayer(None, estimator, name="b")(logits)
+        model = relax_tf.RelaxModel(inputs, keras.layers.Dense(1)(b))
+        model.compile("sgd", loss="mse")
+        x = np.random.RandomState(0).normal(size=[16, 4]).astype("f")
+        assert (x > 1).any()
+        estimate = model.estimate(x, x[:, :1]).estimates["b"]
+        second_moments.append(estimate.second_moment)
+    np.testing.assert_array_equal(*second_moments)
+
+
+class Simulated(relax_tf.RelaxModel):
+    """A simulator that raises on what the mask forbids."""
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        def simulate(forbidden, action):
+            if (forbidden * action).sum() > 0:
+                raise ValueError("illegal move")
+            return (action * np.arange(4, dtype="f")).sum(-1)
+
+        return tf.numpy_function(simulate, [x[1], tf.reshape(y_pred, [-1, 4])], tf.float32)
+
+
+@pytest.mark.parametrize("estimator", ["relax", "rloo", "arms"])
+@pytest.mark.parametrize("kind", ["one-hot", "binary"])
+def test_the_certificate_makes_no_samples_that_a_mask_forbids(kind, estimator, monkeypatch):
+    monkeypatch.setattr(relax_tf.RelaxModel, "certify", True)
+    x = np.random.RandomState(0).normal(size=[16, 3]).astype("f")
+    mask = np.zeros([16, 4], "f")
+    mask[:, 1] = mask[::2, 3] = 1
+    inputs = keras.Input([3]), keras.Input([4])
+    logits = keras.ops.where(inputs[1] > 0, -INF, 3e3 + keras.layers.Dense(4)(inputs[0]))
+    if kind == "binary":
+        b = relax_tf.StochasticBinaryLayer(None, estimator, name="b")(logits)
+    else:
+        layer = relax_tf.StochasticCategoricalLayer(None, None, estimator, name="b")
+        b = layer(keras.layers.Reshape([1, 4])(logits))
+    model = Simulated(inputs, b)
+    model.compile("adam")
+    model.fit([x, mask], verbose=0)

@@ -34,8 +34,9 @@ def at_least_float32(value: Any, name: str) -> tf.Tensor:
     return tensor if tensor.dtype == tf.float64 else tf.cast(tensor, tf.float32)
 
 
-# A logit beyond it says "impossible" or "sure": infinity, or float32's lowest number in its place.
-INFINITE_LOGIT = 1e30
+# A logit beyond it says "impossible" or "sure": infinity, or -1e9, or the lowest number of a dtype,
+# be it float16's, in its place. Its probability is 0 to the last digit of float64 anyway.
+INFINITE_LOGIT = 5e4
 
 # How far below the others the finite logit lies that stands in for an infinite one: so far that its
 # probability rounds to 0, and that no noise bridges it; near enough for the numbers of a network.
@@ -174,7 +175,10 @@ class Distribution:
 
     def enumerate(self) -> tf.Tensor:
         """All samples of one event, `[samples, *event]`, where there are finitely many."""
-        raise ValueError(f"the samples of {type(self).__name__} cannot be enumerated.")
+        raise ValueError(
+            f"the samples of {type(self).__name__} cannot be enumerated: where an exact gradient "
+            "is asked for, compute it yourself and pass `exact=...`."
+        )
 
     def check_same_family(self, other: Any) -> None:
         """Raises a TypeError unless one of the two classes is that of the other, or above it."""

@@ -25,7 +25,7 @@ class Bernoulli(Distribution):
 
     Args:
         logits: `theta = log p(b=1) / p(b=0)`, shape `[batch, *event]`, any floating dtype;
-            computations are in float32 at least. Infinite logits (or beyond 1e30) are sure values:
+            computations are in float32 at least. Infinite logits (or beyond 5e4) are sure values:
             samples and relaxed samples have them, and the gradient there is 0. `theta` has finite
             numbers in their place.
         support: the pair of values that the cost sees for the indicator's 0 and 1. It relabels

@@ -24,7 +24,7 @@ class OneHotCategorical(Distribution):
     Args:
         logits: `theta`, unnormalised log-probabilities, shape `[batch, *event, classes]`, any
             floating dtype; computations are in float32 at least. Samples have the same shape:
-            the class axis is part of the event. A logit of `-inf` (or below -1e30) makes a class
+            the class axis is part of the event. A logit of `-inf` (or below -5e4) makes a class
             impossible, as action masks do: no sample falls on it, relaxed ones are 0 there, and
             so is the gradient. `theta` has a finite number in its place.
 

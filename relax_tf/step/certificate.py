@@ -4,12 +4,13 @@ Every unbiased estimator of this library takes for granted that
 
 (a) a replay at the drawn sample gives back the cost of the hard pass,
 (b) changing one example's sample changes no other example's cost,
-(c) where an estimator relies on the derivative of the cost, that is the derivative of the cost.
+(c) where an estimator relies on the derivative of the cost, that is the derivative of the cost,
+(d) no loss that a layer adds (`add_loss`, activity regularisers) depends on a sample.
 
 No inspection of a model's layers can promise that for every model, but on a batch it can be
 measured, and a model that fails is refused with the numbers. `fit` does so on its first batch.
-`coupling` measures (a) and (b), `cross_slopes` (b) where that sees nothing, `slopes` (c), and
-`networks` the last two of the networks of control variates.
+`coupling` measures (a) and (b), `cross_slopes` (b) where that sees nothing, `slopes` (c),
+`added_losses` (d), and `networks` (b) and (c) of the networks of control variates.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import tensorflow as tf
 from relax_tf.control_variates import is_control_variate
 from relax_tf.estimators.black_box import graph_calls_python
 from relax_tf.layers.passes import Call
+from relax_tf.step.added_losses import check_added_losses
 from relax_tf.step.coupling import check_replays_and_coupling
 from relax_tf.step.cross_slopes import check_cross_slopes
 from relax_tf.step.folding import unfold
@@ -46,14 +48,14 @@ class Certificate(NamedTuple):
 
 
 def certify(model: Any, batch: Batch) -> Certificate:
-    """Measures (a), (b) and (c) on a batch, and which short cuts the model allows.
+    """Measures (a) to (d) on a batch, and which short cuts the model allows.
 
     Leaves no trace in variables. Weights that are all but zero are lifted from it meanwhile: a
     model whose last layer starts at zero, or with a gate that is still shut, would pass, since its
     cost does not depend on much yet.
 
     Raises:
-        ValueError: if one of the three does not hold. It names the property, the layer, the
+        ValueError: if one of the four does not hold. It names the property, the layer, the
             numbers, likely causes and what to do.
     """
     ensure_built(model, batch.x)
@@ -65,6 +67,7 @@ def certify(model: Any, batch: Batch) -> Certificate:
         f_b, coupled, random = check_replays_and_coupling(probe)
         check_cross_slopes(probe, f_b)
         check_derivatives(probe, coupled, random)
+        check_added_losses(probe, f_b)
         check_networks(probe)
         model._rows_are_alike = probe.rows_are_alike()
     finally:
@@ -80,6 +83,7 @@ class Probe:
     Attributes:
         model, batch: what is measured.
         calls, terms, y_pred: of the last hard pass; of the output the shapes.
+        adds_losses: whether a layer added any loss in it.
         untracked: state that is not in `model.variables`.
     """
 
@@ -89,6 +93,7 @@ class Probe:
         self.calls: list[Call] = []
         self.terms: list[str] = []
         self.y_pred: Any = None
+        self.adds_losses = False
         self.untracked: State = []
         self._state = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
         self._draws_masks = False
@@ -123,6 +128,7 @@ class Probe:
             self.calls, self.terms = list(hard.calls), list(hard.terms)
             self.y_pred = _shapes(outcome.y_pred)
             self._draws_masks = outcome.draws_masks
+            self.adds_losses = bool(outcome.added)
             tracked = set(map(id, self.model.variables))
             untracked = [(v, value) for v, value in outcome.state if id(v) not in tracked]
             self._assigned = [variable for variable, _ in untracked]
@@ -139,6 +145,13 @@ class Probe:
     def rounding(self, f_b: np.ndarray) -> float:
         """Of a number that a row of the batch is computed to, of float32 at the coarsest."""
         return max(epsilon(f_b.dtype), min(self.epsilon, epsilon("float32")))
+
+    def repeats(self, f_b: np.ndarray) -> float:
+        """The relative difference between two passes that do the same: hardly any.
+
+        In half precision what is rounded the other way in one of them, a part of a rounding of all.
+        """
+        return max(ROUNDING * self.rounding(f_b), 0.25 * self.epsilon)
 
     def rows_are_alike(self) -> bool:
         """Whether K passes of the batch may be one of a batch K times as long.
@@ -167,7 +180,7 @@ class Probe:
         except Exception:  # whatever a model does with a batch of another size
             return False
         once = np.stack([f_b, f_b], 1)
-        alike = relative_difference(both.T, once) <= ROUNDING * self.epsilon
+        alike = relative_difference(both.T, once) <= self.repeats(f_b)
         return bool(alike.all()) and all(
             np.allclose(one, two, rtol=1e-4, atol=1e-6) for one, two in states
         )

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from relax_tf.distributions.base import Draw, over_event
+from relax_tf.distributions import OneHotCategorical
+from relax_tf.distributions.base import Draw, over_event, stand_in_logit
 from relax_tf.distributions.noise import fold_in
 from relax_tf.layers.passes import Call
 from relax_tf.step.replay import Replays
@@ -72,7 +73,7 @@ def check_replays_and_coupling(probe: Any) -> tuple[np.ndarray, set[int], set[in
         for (index, call), before, after in zip(concerned(probe), as_before, measured, strict=True):
             noise = relative_difference(before.rows, recorded_before[index]).max(0, initial=0)
             noise = noises[index] = np.maximum(noise, noises.get(index, 0.0))
-            noisy = noise > ROUNDING * probe.epsilon
+            noisy = noise > probe.repeats(f_b)
             if noisy.any() and call.layer.estimator.evaluations > 1:
                 moved = difference(before.rows, recorded_before[index])[:, 0].max()
                 raise ValueError(_not_repeated(probe.model, call, moved, f_b))
@@ -151,17 +152,30 @@ def count_splits(f_b: np.ndarray) -> int:
     return max(1, (len(f_b) - 1).bit_length())
 
 
-def mirrored(call: Call, seed: tf.Tensor) -> tf.Tensor:
+def mirrored(call: Call, seed: tf.Tensor, alone: tf.Tensor | bool = False) -> tf.Tensor:
     """Another z of the same support, in most coordinates on the other side: its sample differs.
 
     For discrete samples that is `-z`, for continuous ones the other side of their mean. In each
-    example one coordinate moves at least.
+    example one variable moves at least, and no other if it is to move `alone`. What an infinite
+    logit leaves no choice stays: no sample has a class that cannot be.
     """
-    u = tf.random.stateless_uniform(tf.shape(call.z), seed)
-    axes = list(range(1, call.z.shape.rank))
-    mirror = (u < 0.75) | (u <= tf.reduce_min(u, axes, keepdims=True))
-    other = -call.z if call.dist.discrete else call.dist.from_noise(-call.eps).z
-    return tf.where(tf.math.is_finite(call.z) & mirror, other, call.z)
+    dist, z = call.dist, call.z
+    one_hot = isinstance(dist, OneHotCategorical)
+    free = dist.zero_where_fixed(tf.ones_like(z)) > 0
+    u = tf.random.stateless_uniform(tf.shape(z), seed)
+    of_variable = tf.where(free, u, 2.0)
+    if one_hot:
+        several = tf.reduce_sum(tf.cast(free, u.dtype), -1, keepdims=True) > 1
+        of_variable = tf.where(several, u[..., :1], 2.0)
+    axes = list(range(1, z.shape.rank))
+    mirror = (u < 0.75) & ~tf.convert_to_tensor(alone)
+    mirror |= of_variable <= tf.reduce_min(of_variable, axes, keepdims=True)
+    other = -z if dist.discrete else dist.from_noise(-call.eps).z
+    other = tf.where(tf.math.is_finite(z) & mirror & free, other, z)
+    if not one_hot:
+        return other
+    lowest = tf.reduce_min(other, -1, keepdims=True)
+    return tf.where(free, other, lowest - stand_in_logit(dist.dtype))
 
 
 def moved_by(

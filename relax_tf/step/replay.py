@@ -18,6 +18,12 @@ from relax_tf.step.folding import fold, tile, unfold
 from relax_tf.step.graph import may_depend
 from relax_tf.step.hard_pass import Batch, Outcome, TrainingPass, run_with_cost
 
+_SAME_CALLS = (
+    "a RelaxModel must call its stochastic layers in the same order in every pass. Where the calls "
+    "depend on the samples, as with a loop until all examples stop, estimators that evaluate the "
+    "cost once ('relax', 'nvil', 'reinforce') train with `model.certify = False`."
+)
+
 
 class Replay(Pass):
     """A training pass once more, with the sample of call number `index` replaced.
@@ -78,8 +84,8 @@ class Replay(Pass):
     def _original(self, index: int, layer: Any) -> Call:
         if index >= len(self._originals) or self._originals[index].layer is not layer:
             raise ValueError(
-                "a RelaxModel must call its stochastic layers in the same order in every pass; "
-                f"in a replay, call number {index} unexpectedly came from {layer.name!r}."
+                f"{_SAME_CALLS} In a replay, call number {index} unexpectedly came from "
+                f"{layer.name!r}."
             )
         return self._originals[index]
 
@@ -113,7 +119,7 @@ class Replays:
         self._model = model
         self._batch = batch
         self._calls = list(hard.calls)
-        self._state, self._f_b = outcome.state, outcome.f_b
+        self._state, self._f_b, self._added = outcome.state, outcome.f_b, outcome.added
 
     def cost(self, index: int, emits: str | None = None) -> Cost:
         """The cost as a function of the sample of call number `index`, in the dtype of its theta.
@@ -130,6 +136,12 @@ class Replays:
         emits = emits or call.layer.estimator.replay
 
         def one_replay(sample: tf.Tensor, copies: int = 1) -> tf.Tensor:
+            if call.layer.estimator.evaluations == 1:
+                raise ValueError(
+                    f"estimator {call.layer.estimator.id!r} evaluates the cost at another sample "
+                    "than the drawn one, which it does not say: set its `evaluations`, by which "
+                    "the certificate goes. Received: evaluations=1"
+                )
             return tf.cast(self.run(index, sample, emits, copies), call.dist.dtype)
 
         def cost(sample: tf.Tensor) -> tf.Tensor:
@@ -190,6 +202,14 @@ class Replays:
         f_b, _, calls = self._run(index, sample, emits, 1)
         return [f_b, *(_weighted(call) for call in calls[index + 1 :])]
 
+    def added(self, index: int, sample: tf.Tensor) -> tf.Tensor:
+        """The losses that layers add in a replay, `[n]`, in float64."""
+        return _stacked(self._run(index, sample, "hard", 1)[1].losses)
+
+    def added_by_hard_pass(self) -> tf.Tensor:
+        """What `added` would be of a replay at the drawn samples, by the hard pass."""
+        return _stacked(self._added)
+
     def _is_downstream(self, index: int, later: Call) -> bool:
         on = self._calls[index].layer
         return not self._model._graph_tells or may_depend(self._model, self._calls, later.layer, on)
@@ -203,8 +223,7 @@ class Replays:
             _, f_b = run_with_cost(self._model, replay, Batch(*tile(self._batch, copies)))
         if len(replay.calls) != len(self._calls):
             raise ValueError(
-                "a RelaxModel must call its stochastic layers in the same order in every pass; a "
-                f"replay made {len(replay.calls)} of the {len(self._calls)} calls."
+                f"{_SAME_CALLS} A replay made {len(replay.calls)} of the {len(self._calls)} calls."
             )
         return f_b, scope, replay.calls
 
@@ -214,6 +233,10 @@ def _rows(f_b: tf.Tensor, calls: list[Call]) -> tf.Tensor:
     for call in calls:
         values += [*tf.nest.flatten(call.theta), *([] if call.kl is None else [call.kl])]
     return tf.concat([row(value) for value in values], -1)
+
+
+def _stacked(losses: list[tf.Tensor]) -> tf.Tensor:
+    return tf.stack([tf.cast(tf.reduce_sum(loss), tf.float64) for loss in losses])
 
 
 def _weighted(call: Call) -> tf.Tensor:

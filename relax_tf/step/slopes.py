@@ -19,8 +19,9 @@ _CLOSER = 4  # examples, those that fit the least, that are looked at closely be
 _HALVINGS = 60  # of parts of their paths
 _PLACES = 2 * epsilon("float32")  # how far the places of slopes are rounded
 # From one hard sample to another, where jumps are met; between relaxed samples, where terms are
-# seen that vanish at hard ones; a short way, on which even a rough cost is smooth.
-_PATHS = ("hard", "relaxed", "short")
+# seen that vanish at hard ones; a short way, on which even a rough cost is smooth; and one variable
+# alone, another one in each example, beside whose change no other hides a small one.
+_PATHS = ("hard", "relaxed", "short", "alone")
 
 
 def check_derivatives(probe: Any, coupled: set[int], random: set[int]) -> None:
@@ -42,7 +43,7 @@ def check_derivatives(probe: Any, coupled: set[int], random: set[int]) -> None:
     if not relying:
         return
 
-    def measure(replays, seeds, f_b, t, rest, relaxed, length):
+    def measure(replays, seeds, f_b, t, rest, relaxed, length, alone):
         del f_b
         measured = []
         for index in relying:
@@ -53,7 +54,7 @@ def check_derivatives(probe: Any, coupled: set[int], random: set[int]) -> None:
             another = dist.from_noise(dist.noise(seed)).z
             start, end = (
                 tf.stop_gradient(tf.where(relaxed, dist.relax(soft, temperature), dist.harden(z)))
-                for soft, z in ((call.z, call.z), (another, mirrored(call, seed)))
+                for soft, z in ((call.z, call.z), (another, mirrored(call, seed, alone)))
             )
             way = tf.cast(length, start.dtype) * (end - start)
             to, back = tf.cast(t, start.dtype) * way, tf.cast(rest, start.dtype) * way
@@ -78,7 +79,8 @@ def check_derivatives(probe: Any, coupled: set[int], random: set[int]) -> None:
 
     measurement = probe.measurement(measure)
     for kind in _PATHS:
-        arguments = tf.constant(kind != "hard"), tf.constant(1 / 16 if kind == "short" else 1.0)
+        relaxed, length = kind in ("relaxed", "short"), 1 / 16 if kind == "short" else 1.0
+        arguments = tf.constant(relaxed), tf.constant(length), tf.constant(kind == "alone")
         at = functools.cache(
             lambda t, arguments=arguments: probe.run(
                 measurement, tf.constant(t), tf.constant(1 - t), *arguments
@@ -87,7 +89,7 @@ def check_derivatives(probe: Any, coupled: set[int], random: set[int]) -> None:
         for position, index in enumerate(relying):
             for number in range(len(at(0.0)[position])):
                 path = functools.partial(_of_call, at, position, number, total=index in coupled)
-                gap = wrong_slope(path, 4 * probe.epsilon)
+                gap = wrong_slope(path, 4 * probe.epsilon, apart=kind == "alone")
                 if gap:
                     call = probe.calls[index]
                     raise ValueError(_message(probe.model, call, *gap, index in random))
@@ -101,16 +103,19 @@ def _of_call(
     return (f.sum(keepdims=True), slope.sum(keepdims=True)) if total else (f, slope)
 
 
-def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, float, float] | None:
+def wrong_slope(
+    at: Callable[[float], tuple], rounding: float, apart: bool = False
+) -> tuple[float, float, float] | None:
     """The change, the integrated slope and their distance, where they do not fit together.
 
-    Each example counts by its own change: no large one excuses the others. Before a slope is called
-    wrong, the examples that fit the least are looked at closely; if they do fit, the cost is merely
-    rough.
+    Each example counts by its own change and the median one: no large one excuses the others.
+    Before a slope is called wrong, the examples that fit the least are looked at closely; if they
+    do fit, the cost is merely rough.
 
     Args:
         at: from t in [0, 1] to values and slopes, `[n]` each.
         rounding: of the values, relative to their size, beyond that of their dtype.
+        apart: whether each counts by its own change alone.
     """
     (f_0, _), (f_1, _) = at(t=0.0), at(t=1.0)
     with np.errstate(invalid="ignore"):
@@ -128,7 +133,7 @@ def wrong_slope(at: Callable[[float], tuple], rounding: float) -> tuple[float, f
         known = np.isfinite(integral) & np.isfinite(change)
         integral, moved = np.where(known, integral, 0.0), np.where(known, change, 0.0)
         scale = np.abs(moved) + np.abs(integral)
-        return integral, moved - integral, scale + np.median(scale)
+        return integral, moved - integral, scale + (0 if apart else np.median(scale))
 
     def share(distance: np.ndarray, scale: np.ndarray) -> np.ndarray:
         beyond = np.maximum(np.abs(distance) - floor, 0)

@@ -117,15 +117,16 @@ class RelaxTrainer(EvaluationSteps, Logs):
         the cost: (a) that a replay at the drawn sample gives back the cost of the hard pass, if the
         estimator evaluates the cost at several samples; (b) that changing the samples of some
         examples changes no other example's cost; (c) that the cost changes between two samples as
-        its derivative says, if the estimator relies on that. Takes about as long as tracing one
-        step, and leaves variables, seeds and metrics as they were.
+        its derivative says, if the estimator relies on that; (d) that no loss which a layer adds
+        (`add_loss`, an activity regulariser) depends on the samples. Takes about as long as tracing
+        one step, and leaves variables, seeds and metrics as they were.
 
         Args:
             x, y, sample_weight: one batch, as `fit` would pass it, of at least two examples whose
                 costs are finite and not all zero.
 
         Raises:
-            ValueError: if one of the three does not hold; it names the property, the layer, the
+            ValueError: if one of the four does not hold; it names the property, the layer, the
                 numbers, likely causes and what to do. If the batch cannot tell.
 
         Example:
@@ -287,7 +288,12 @@ class RelaxTrainer(EvaluationSteps, Logs):
 
 
 def _tensors(x: Any, y: Any, sample_weight: Any) -> Batch:
-    return keras.tree.map_structure(
-        lambda v: v if v is None or tf.is_tensor(v) else tf.convert_to_tensor(v),
-        Batch(x, y, sample_weight),
-    )
+    """The batch as `fit` would make it of arrays, whose floats it casts."""
+
+    def tensor(value):
+        if value is None or tf.is_tensor(value):
+            return value
+        value = tf.convert_to_tensor(value)
+        return tf.cast(value, keras.config.floatx()) if value.dtype.is_floating else value
+
+    return keras.tree.map_structure(tensor, Batch(x, y, sample_weight))

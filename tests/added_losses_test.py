@@ -1,0 +1,108 @@
+"""Losses that layers add: refused where they depend on samples, Keras's where they do not."""
+
+import keras
+import numpy as np
+import pytest
+
+import relax_tf
+from tests.suspects import Binary, Dense, X, Y
+
+REFUSED = r"adds a loss .*depends on the samples of the stochastic layer 'b'.*compute_cost.*certify"
+
+
+class Penalty(keras.layers.Layer):
+    """Adds a multiple of the mean of what passes through to the loss."""
+
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, x):
+        self.add_loss(self.factor * keras.ops.mean(x))
+        return x
+
+
+class InCost(relax_tf.RelaxModel):
+    """Calls `add_loss` where it has the samples at hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.b, self.head = Binary(4, "relax", name="b"), Dense(3)
+
+    def call(self, x):
+        return self.head(self.b(x))
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        self.add_loss(keras.ops.mean(latents["b"].sample))
+        return super().compute_cost(x, y, y_pred, latents, sample_weight)
+
+
+def second_layer(b):
+    return Penalty()(Binary(2, "reinmax", name="c")(b))
+
+
+ON_SAMPLES = {
+    "add_loss": Penalty(),
+    "small": Penalty(1e-3),
+    "activity": Dense(3, activity_regularizer="l2"),
+    "second layer": second_layer,
+}
+
+
+def model_of(estimator, after=lambda b: b, **kwargs):
+    inputs = keras.Input([3])
+    b = Binary(4, estimator, name="b", **kwargs)(inputs)
+    model = relax_tf.RelaxModel(inputs, Dense(3)(after(b)))
+    model.compile("sgd", loss="mse")
+    return model
+
+
+@pytest.mark.parametrize("estimator", ["relaxed_rebar", "flip", "rloo", "reinforce"])
+@pytest.mark.parametrize("where", ON_SAMPLES)
+def test_losses_that_depend_on_samples_are_refused(where, estimator):
+    with pytest.raises(ValueError, match=REFUSED):
+        model_of(estimator, ON_SAMPLES[where]).fit(X, Y, batch_size=12, verbose=0)
+
+
+def test_an_activity_regulariser_of_the_layer_itself_is_refused():
+    with pytest.raises(ValueError, match=REFUSED):
+        model_of("flip", activity_regularizer="l1").check(X, Y)
+
+
+def test_a_loss_that_the_cost_adds_is_refused():
+    model = InCost()
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=REFUSED):
+        model.check(X, Y)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_unit_and_two_examples_suffice(seed):
+    """That the other samples have the same mean happens to one try in two."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input([3])
+    b = Penalty()(Binary(1, "relax", name="b")(inputs))
+    model = relax_tf.RelaxModel(inputs, Dense(3)(b))
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=REFUSED):
+        model.check(X[:2], Y[:2])
+
+
+@pytest.mark.parametrize("estimator", ["relaxed_rebar", "vimco"])
+def test_losses_of_probabilities_weights_and_inputs_train(estimator):
+    inputs = keras.Input([3])
+    hidden = Penalty()(Dense(3, activity_regularizer="l2", kernel_regularizer="l2")(inputs))
+    layer = Binary(4, estimator, name="b", kernel_regularizer="l2")
+    both = keras.layers.Concatenate()([layer(hidden), Penalty()(layer.mean(hidden))])
+    model = relax_tf.RelaxModel(inputs, Dense(3, kernel_regularizer="l1")(both))
+    model.compile("sgd", loss="mse")
+    model.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize("estimator", ["concrete", "straight_through", "reinmax"])
+def test_backpropagation_trains_with_a_loss_on_samples(estimator):
+    model = model_of(estimator, Penalty(10.0))
+    layer = model.get_layer("b")
+    before = np.mean(layer.mean(X))
+    model.fit(X, Y, batch_size=12, epochs=200, verbose=0)
+    assert np.mean(layer.mean(X)) < before - 0.2

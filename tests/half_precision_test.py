@@ -1,0 +1,92 @@
+"""In half precision the certificate is as strict about what is no rounding as in float32."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import relax_tf
+from tests.suspects import COUPLED, NOT_REPEATED, Binary, Dense, X
+
+POLICIES = ["mixed_float16", "mixed_bfloat16"]
+
+
+class Upstream(relax_tf.RelaxModel):
+    """One unit that sees noise, which the cost reads too, beside a large constant."""
+
+    def __init__(self, estimator, noise):
+        super().__init__()
+        self.noise, self.dense = noise, Dense(1)
+        self.b = Binary(None, estimator, name="b")
+
+    def call(self, x):
+        n = self.noise(tf.zeros_like(x[:, :1]), training=True)
+        return self.b(self.dense(n)), n
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        b, n = (tf.cast(value, tf.float32)[:, 0] for value in y_pred)
+        return 300.0 + b * n
+
+
+class RawNoise(keras.layers.Layer):
+    def call(self, x, training=None):
+        return tf.cast(tf.random.normal(tf.shape(x)), x.dtype)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("estimator", ["rloo", "disarm", "arms"])
+def test_noise_that_no_replay_repeats_is_no_rounding(estimator, policy):
+    keras.config.set_dtype_policy(policy)
+    for noise, refused in ((RawNoise(), True), (keras.layers.GaussianNoise(1.0), False)):
+        model = Upstream(estimator, noise)
+        model.compile("sgd")
+        if refused:
+            with pytest.raises(ValueError, match=NOT_REPEATED):
+                model.check(X)
+        else:
+            model.check(X)
+
+
+class OfBatchSize(relax_tf.RelaxModel):
+    """Its cost divides by the number of rows."""
+
+    def __init__(self, estimator, rows):
+        super().__init__()
+        self.b, self.rows = Binary(2, estimator, name="b"), rows
+
+    def call(self, x):
+        return self.b(x)
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        cost = tf.reduce_sum((tf.cast(y_pred, tf.float32) - 0.2) ** 2, -1)
+        return cost / tf.cast(tf.shape(cost)[0], tf.float32) if self.rows else cost
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("estimator", ["rloo", "arms"])
+def test_samples_are_folded_only_where_rows_are_alike(estimator, policy):
+    keras.config.set_dtype_policy(policy)
+    for rows in (True, False):
+        model = OfBatchSize(estimator, rows)
+        model.compile("sgd")
+        model.check(X)
+        assert model._rows_are_alike == (not rows)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_models_as_users_write_them_pass(policy):
+    keras.config.set_dtype_policy(policy)
+    inputs = keras.Input([6, 3])
+    h = keras.layers.Conv1D(4, 3, padding="same", activation="tanh")(inputs)
+    h = keras.layers.LSTM(5, return_sequences=True)(keras.layers.Dropout(0.2)(h))
+    b = Binary(4, "rloo", prior="learned", name="b")(h)
+    h = keras.layers.LayerNormalization()(keras.layers.MultiHeadAttention(2, 4)(b, b))
+    outputs = Dense(2, dtype="float32")(keras.layers.GlobalAveragePooling1D()(h))
+    model = relax_tf.RelaxModel(inputs, outputs)
+    model.compile("adam", loss="mse")
+    random = np.random.RandomState(0)
+    model.check(random.normal(size=[16, 6, 3]).astype("f"), random.normal(size=[16, 2]))
+    with pytest.raises(ValueError, match=COUPLED):
+        norm = relax_tf.RelaxModel(inputs, keras.layers.BatchNormalization()(outputs))
+        norm.compile("adam", loss="mse")
+        norm.check(random.normal(size=[16, 6, 3]).astype("f"), random.normal(size=[16, 2]))
