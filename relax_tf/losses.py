@@ -172,7 +172,8 @@ class _PerExample:
             raise ValueError(
                 f"the compiled loss {self.loss.name!r} returns a scalar, but gradients through "
                 "samples need one value per example: return shape [batch, ...] and leave the "
-                "average over the batch to us."
+                "average over the batch to us. Keras's losses average over the last axis: of "
+                "outputs and targets [batch] make [batch, 1]."
             )
         masks = [m for m in (mask, mask_of(values)) if m is not None]
         values = tf.cast(values, self.loss.dtype)

@@ -203,6 +203,11 @@ class RelaxOptimizer(SwappedAverages, keras.optimizers.MultiOptimizer):
             )
         super().iterations.assign_add(1)
 
+    def finalize_variable_values(self, var_list: list) -> None:
+        """As in any Keras optimizer; after a `fit` without a step there is nothing to do."""
+        if self.built:
+            super().finalize_variable_values(var_list)
+
     @staticmethod
     def _apply_side(optimizer: keras.optimizers.Optimizer, pairs: list) -> None:
         if pairs:

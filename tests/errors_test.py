@@ -17,6 +17,11 @@ WRONG = [
     (lambda: estimators.get("??"), ValueError, r"unknown estimator '\?\?'. Known .*relaxed_rebar"),
     (lambda: estimators.get(estimators.Relax), TypeError, "id, its config or.*Relax.*of type type"),
     (lambda: estimators.get(None), TypeError, "id, its config or an Estimator.*None"),
+    (
+        lambda: estimators.get({"class_name": "rebar", "temperature": 3.0}),
+        TypeError,
+        "stand in 'config'.*'temperature'",
+    ),
     (lambda: estimators.get({"class_name": "rebarr"}), ValueError, "unknown estimator 'rebarr'"),
     (
         lambda: estimators.get({"class_name": "rebar", "config": {"temprature": 1.0}}),

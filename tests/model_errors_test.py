@@ -222,7 +222,7 @@ WRONG = [
     (lambda: check(num_draws=0), ValueError, "`num_draws`.*positive.*0"),
     (lambda: check(threshold=0), ValueError, "`threshold`.*positive.*0"),
     (lambda: check(exact=tf.zeros([3, 2])), ValueError, r"`exact`.*\(4, 3\).*\(3, 2\)"),
-    (lambda: check("lax", NORMAL), ValueError, "cannot be enumerated"),
+    (lambda: check("lax", NORMAL), ValueError, "cannot be enumerated.*pass `exact"),
     (lambda: diagnostics.gradient_variance(3, 0), TypeError, "`model`.*RelaxModel.*3"),
     (
         lambda: diagnostics.gradient_variance(functional(), np.zeros([4, 3]), num_draws=1),

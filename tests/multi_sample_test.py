@@ -13,7 +13,7 @@ from relax_tf import estimators
 from relax_tf.distributions import Bernoulli
 from relax_tf.estimators.multi_sample import multi_sample_bound, vimco_credits
 from relax_tf.step.folding import fold, tile, unfold
-from tests.problems import TableCost, differentiate, z_scores
+from tests.problems import CategoricalTableCost, TableCost, differentiate, z_scores
 from tests.stacks import X as X1
 from tests.stacks import Y as Y1
 from tests.stacks import (
@@ -22,7 +22,7 @@ from tests.stacks import (
     model_variables,
     two_layer_model,
 )
-from tests.suite import per_example_gradients
+from tests.suite import per_example_gradients, repeated
 
 pytestmark = pytest.mark.uncertified
 
@@ -276,3 +276,17 @@ def test_vimco_layers_follow_the_enumerated_bound_of_two_layers():
     x, y = np.tile(X1, [1000, 1]), np.tile(Y1, [1000, 1])
     logged = trained.evaluate(x, y, verbose=0, return_dict=True)["loss"]
     assert logged > loss  # evaluation reports the cost of single samples
+
+
+@pytest.mark.parametrize("name", ["arms", "rloo", "disarm", "midpoint"])
+@pytest.mark.parametrize("family", ["binary", "one-hot"])
+def test_a_draw_of_the_distribution_s_own_will_do(family, name):
+    """Independent samples, given to estimators whose samples are not."""
+    if (family, name) == ("one-hot", "disarm"):
+        return
+    problem = TableCost(3) if family == "binary" else CategoricalTableCost(2, 3)
+    estimator = estimators.get(name)
+    dist = problem.distribution(repeated(problem.theta, 50_000))
+    draw = dist.draw(seed=1, sample_shape=(estimator.num_samples,))
+    gradients = estimator.estimate(dist, problem, draw=draw, seed=2).gradient
+    assert np.abs(z_scores(gradients, problem.gradient(problem.theta))).max() < 4.5

@@ -257,3 +257,16 @@ def test_averages_of_one_side_only_are_refused_by_the_swap():
     model, data = small_model(optimizer="sgd")
     with pytest.raises(ValueError, match="use_ema=False"):
         model.fit(*data, validation_data=data, callbacks=[swap], verbose=0)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "loss scaling"])
+def test_a_fit_without_a_step_returns(optimizer):
+    """As Keras's does: a run that is resumed when it is over has nothing to do."""
+    if optimizer == "loss scaling":
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
+    inputs = keras.Input([3])
+    model = relax_tf.RelaxModel(inputs, relax_tf.StochasticBinaryLayer(2)(inputs))
+    model.compile(optimizer, loss="mse")
+    x = np.zeros([4, 3], "f")
+    assert model.fit(x, x[:, :2], epochs=2, initial_epoch=2, verbose=0).history == {}
+    model.fit(x, x[:, :2], epochs=3, initial_epoch=2, verbose=0)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
+from relax_tf.estimators.score_function import score_function_gradient
 from tests.suspects import LoadBalanced, X, Y, model_of
 
 Binary = relax_tf.StochasticBinaryLayer
@@ -197,3 +198,73 @@ def test_inference_takes_effect_when_it_is_assigned():
     assert (model.predict(X, verbose=0) != model.predict(X, verbose=0)).any()
     with pytest.raises(ValueError, match="inference"):
         model.get_layer("b").inference = "average"
+
+
+class Silent(relax_tf.estimators.Estimator):
+    """Two evaluations of the cost, and says nothing of the second."""
+
+    def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
+        return score_function_gradient(dist, draw.b, f_b - cost(dist.mode())), None
+
+
+class Telling(Silent):
+    evaluations = 2
+
+
+def test_an_estimator_says_that_it_evaluates_the_cost_again():
+    model_of(Telling(), keras.layers.Identity()).fit(X, Y, verbose=0)
+    with pytest.raises(ValueError, match=r"'Silent' evaluates.*`evaluations`.*evaluations=1"):
+        model_of(Silent(), keras.layers.Identity()).fit(X, Y, verbose=0)
+
+
+class Stopping(relax_tf.RelaxModel):
+    """Asks for one more sample until all examples have stopped."""
+
+    def __init__(self, estimator):
+        super().__init__()
+        self.stop, self.head = Binary(1, estimator, name="stop"), Dense(3)
+
+    def call(self, x):
+        alive, steps = tf.ones_like(x[:, :1]), tf.zeros_like(x[:, :1])
+        for _ in range(20):
+            if not tf.executing_eagerly() or not tf.reduce_any(alive > 0):
+                break
+            steps += alive
+            alive *= 1 - self.stop(tf.concat([x, steps], -1))
+        if not tf.executing_eagerly():
+            self.stop(tf.concat([x, steps], -1))
+        return self.head(steps)
+
+
+def test_a_loop_until_all_examples_stop_is_told_a_way():
+    model = Stopping("relax")
+    model.compile("sgd", loss="mse", run_eagerly=True)
+    with pytest.raises(ValueError, match=r"same order in every pass.*'relax'.*certify = False"):
+        model.fit(X, Y, batch_size=12, verbose=0)
+    model.certify = False
+    model.fit(X, Y, batch_size=12, verbose=0)
+
+
+class Difference(relax_tf.RelaxModel):
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        return tf.reduce_sum((y_pred - y) ** 2, -1)
+
+
+def test_arrays_of_float64_are_cast_as_fit_does():
+    inputs = keras.Input([3])
+    model = Difference(inputs, Dense(3)(Binary(4, "relax")(inputs)))
+    model.compile("sgd")
+    model.check(X.astype("float64"), Y.astype("float64"))
+    assert model.estimate(X.astype("float64"), Y.astype("float64")).surrogate.dtype == tf.float32
+
+
+@pytest.mark.parametrize("estimator", ["relaxed_rebar", "nvil", "flip", "rebar", "disarm"])
+def test_networks_need_sizes_and_say_who_does_not(estimator):
+    inputs = keras.Input([None, 3])
+    if estimator in ("relaxed_rebar", "nvil"):
+        with pytest.raises(ValueError, match=r"fixed size.*'flip'.*'disarm'"):
+            Binary(4, estimator)(inputs)
+        return
+    model = relax_tf.RelaxModel(inputs, Dense(1)(Binary(4, estimator)(inputs)))
+    model.compile("sgd", loss="mse")
+    model.fit(np.ones([4, 5, 3], "f"), np.ones([4, 5, 1], "f"), verbose=0)

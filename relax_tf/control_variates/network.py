@@ -54,7 +54,9 @@ def build_network(network: keras.layers.Layer, **shapes: tuple[int | None, ...] 
         if None in shape[1:]:
             raise ValueError(
                 "a control-variate network needs inputs of a fixed size: every axis but the batch "
-                f"must be known. Received {name} of shape {tuple(shape)}"
+                "must be known. For events of any size use an estimator without a network: 'flip', "
+                "'midpoint' or 'rebar' if the cost has a derivative, 'disarm', 'arms' or 'rloo' if "
+                f"not. Received {name} of shape {tuple(shape)}"
             )
     sizes = [_size(shape) for shape in given.values()]
     if not isinstance(network, ControlVariate):

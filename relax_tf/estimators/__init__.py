@@ -16,7 +16,13 @@ from relax_tf.estimators.estimate import Estimate
 from relax_tf.estimators.flip import Flip
 from relax_tf.estimators.flip_gradient import curved_flip_gradient, flip_gradient
 from relax_tf.estimators.midpoint import Midpoint, RelaxedDisarm, midpoint_gradient
-from relax_tf.estimators.multi_sample import Rloo, Vimco, rloo_gradient, vimco_credits
+from relax_tf.estimators.multi_sample import (
+    MultiSampleEstimator,
+    Rloo,
+    Vimco,
+    rloo_gradient,
+    vimco_credits,
+)
 from relax_tf.estimators.muprop import Muprop, muprop_gradient
 from relax_tf.estimators.nvil import Nvil
 from relax_tf.estimators.pathwise import Concrete, Reinmax, Reparameterization, StraightThrough
@@ -105,6 +111,11 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = 
             f"an estimator's config needs the keys 'class_name' and 'config'. Received: {config!r}"
         )
     if "module" not in config:
+        if others := sorted(config.keys() - {"class_name", "config"}):
+            raise TypeError(
+                "an estimator's settings stand in 'config': {'class_name': 'rebar', 'config': "
+                f"{{'temperature': 0.1}}}}. Received besides: {', '.join(map(repr, others))}"
+            )
         return _class_of(class_name).from_config(config.get("config", {}))
     estimator = keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
     if not isinstance(estimator, Estimator):
@@ -133,6 +144,7 @@ __all__ = [
     "Flip",
     "Lax",
     "Midpoint",
+    "MultiSampleEstimator",
     "Muprop",
     "Nvil",
     "Rebar",

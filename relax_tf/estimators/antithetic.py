@@ -94,8 +94,8 @@ class AntitheticEstimator(MultiSampleEstimator):
     def complete_draw(self, dist, eps, seed):
         return dist.from_noise(tf.stack([eps, -eps]))
 
-    def _checked_draw(self, dist, draw):
-        first = super()._checked_draw(dist, draw).z[0]
+    def _checked_draw(self, dist, draw, seed):
+        first = super()._checked_draw(dist, draw, seed).z[0]
         return self.complete_draw(dist, first - dist.theta, None)
 
     def combine(self, f_b):

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from relax_tf.distributions import Bernoulli, OneHotCategorical, noise
 from relax_tf.distributions.base import Draw, over_event
+from relax_tf.distributions.noise import fold_in
 from relax_tf.estimators.multi_sample import MultiSampleEstimator, _count
 
 
@@ -136,7 +137,8 @@ class Arms(MultiSampleEstimator):
     than `rloo`'s independent samples. In a model the hard pass has the first sample, a replay the
     others; parameters that the samples feed learn from the first.
 
-    The samples of a draw belong together: give `estimate` a draw of `Arms.draw`, no other.
+    Of a draw that `estimate` is given the first sample counts: the others, which have to repel it,
+    are drawn with `seed`.
 
     Args:
         num_samples: K, at least 2.
@@ -158,6 +160,10 @@ class Arms(MultiSampleEstimator):
     def complete_draw(self, dist, eps, seed):
         draw = _binary_draw if isinstance(dist, Bernoulli) else _stick_breaking_draw
         return draw(dist, eps, seed, self.num_samples - 1)
+
+    def _checked_draw(self, dist, draw, seed):
+        first = super()._checked_draw(dist, draw, seed).z[0]
+        return self.complete_draw(dist, first - dist.theta, fold_in(seed, 2))
 
     def combine(self, f_b):
         return tf.reduce_mean(f_b, 0)

@@ -50,14 +50,14 @@ class Estimator(keras.layers.Layer):
         replay: what stochastic layers downstream emit while this estimator evaluates the cost
             at another sample than the drawn one: `"hard"`, `"relaxed"`, `"mean"`, or `"sloped"`,
             hard samples, of which discrete ones have the derivative 0 in what they are drawn from.
-        num_samples: how many samples an estimate is made of. Where it is not 1, samples, draws
-            and the values of the cost have a leading axis of that size.
+        num_samples: how many samples an estimate is made of. Where it is not 1, in subclasses of
+            `MultiSampleEstimator`, samples, draws and the values of the cost have a leading axis.
         joint: whether the samples of all layers of a model form joint particles, as a bound on
             several samples needs.
         relies_on_derivative: whether the estimates would be biased if what TensorFlow takes for the
             derivative of the cost were not its derivative.
         evaluations: how many times an estimate evaluates the cost of each example, at whatever
-            samples.
+            samples. Only where it is above 1 does the certificate ask for a cost that repeats.
         temperature: at which this estimator's layer is relaxed.
         sees_whole_maps: whether the default networks are made as versions made them that knew none
             for feature maps (of a file that one of them saved).
@@ -211,10 +211,11 @@ class Estimator(keras.layers.Layer):
         self.check_defined_for(type(dist))
         context = None if context is None else checked_context(dist, context)
         seed = make_seed(seed)
-        draw = self.draw(dist, seed) if draw is None else self._checked_draw(dist, draw)
+        draw = self.draw(dist, seed) if draw is None else self._checked_draw(dist, draw, seed)
         return self._estimate(dist, Draw(*map(tf.stop_gradient, draw)), cost, context, seed)
 
-    def _checked_draw(self, dist: Distribution, draw: Any) -> Draw:
+    def _checked_draw(self, dist: Distribution, draw: Any, seed: tf.Tensor) -> Draw:
+        del seed
         return checked_draw(dist, draw, dist.shape)
 
     def _estimate(self, dist, draw, cost, context, seed) -> Estimate:

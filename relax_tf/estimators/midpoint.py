@@ -82,8 +82,8 @@ class Midpoint(MultiSampleEstimator):
     pair is antithetic for Bernoulli variables and independent for one-hot ones. No temperature.
     How far the slopes are to be trusted is learned, a factor for each number of the sample that
     starts at 1 and minimises the second moment of the gradient, as phi does in RELAX (eq. 16); at
-    0 for all the estimate is `disarm`'s. The variance vanishes as units become decided: then few
-    coordinates differ in a pair.
+    0 for all the estimate is `disarm`'s, for one-hot variables `rloo`'s of two samples. The
+    variance vanishes as units become decided: then few coordinates differ in a pair.
 
     In a model the hard pass has the first sample, replays the second and the midpoint; layers
     downstream keep their noise and emit hard samples, and slopes lead through continuous ones of
@@ -120,8 +120,8 @@ class Midpoint(MultiSampleEstimator):
             return dist.from_noise(tf.stack([eps, -eps]))
         return super().complete_draw(dist, eps, seed)
 
-    def _checked_draw(self, dist, draw):
-        draw = super()._checked_draw(dist, draw)
+    def _checked_draw(self, dist, draw, seed):
+        draw = super()._checked_draw(dist, draw, seed)
         if isinstance(dist, Bernoulli):
             return self.complete_draw(dist, draw.z[0] - dist.theta, None)
         return draw

@@ -120,7 +120,8 @@ class MultiSampleEstimator(Estimator):
         others = dist.noise(seed, (self.num_samples - 1,))
         return dist.from_noise(tf.concat([eps[tf.newaxis], others], 0))
 
-    def _checked_draw(self, dist, draw):
+    def _checked_draw(self, dist, draw, seed):
+        del seed
         shape = tf.TensorShape([self.num_samples]).concatenate(dist.shape)
         return checked_draw(dist, draw, shape)
 
@@ -168,7 +169,8 @@ class Vimco(MultiSampleEstimator):
     bound, K evaluations of the cost (in one call), asks nothing of it. `Estimate.gradient` is the
     score-function part; the surrogate adds the gradient through the weights, which the bound
     normalises. In a model all stochastic layers must use `vimco` with equal K and share K joint
-    particles, and their KL must be `kl="sampled"`: a bound has no closed-form KL.
+    particles, and their KL must be `kl="sampled"`: a bound has no closed-form KL. Evaluation has
+    the cost of single samples: `val_loss` is minus the ELBO, `loss` minus the bound.
 
     Args:
         num_samples: K, at least 2.
