@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
-from tests.suspects import COUPLED, NOT_REPEATED, Binary, Dense, X
+from tests.suspects import COUPLED, NOT_REPEATED, WRONG_SLOPE, Binary, Dense, X
 
 POLICIES = ["mixed_float16", "mixed_bfloat16"]
 
@@ -73,13 +73,55 @@ def test_samples_are_folded_only_where_rows_are_alike(estimator, policy):
         assert model._rows_are_alike == (not rows)
 
 
+class Beside(relax_tf.RelaxModel):
+    """Two units beside a constant; the second one's slope is right or not."""
+
+    def __init__(self, estimator, right, cast=lambda b: b):
+        super().__init__()
+        self.b, self.right, self.cast = Binary(2, estimator, name="b"), right, cast
+
+    def call(self, x):
+        return self.cast(self.b(x))
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        b = tf.cast(y_pred, tf.float32)
+        return 300.0 + b[:, 0] + (b[:, 1] if self.right else tf.stop_gradient(b[:, 1]))
+
+
 @pytest.mark.parametrize("policy", POLICIES)
-def test_models_as_users_write_them_pass(policy):
+@pytest.mark.parametrize("estimator", ["rebar", "relaxed_rebar"])
+def test_a_wrong_slope_is_no_rounding(estimator, policy):
+    keras.config.set_dtype_policy(policy)
+    for right in (False, True):
+        model = Beside(estimator, right)
+        model.compile("sgd")
+        if right:
+            model.check(X)
+        else:
+            with pytest.raises(ValueError, match=WRONG_SLOPE):
+                model.check(X)
+        assert model.dtype_policy.name == model.b.dtype_policy.name == policy
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_model_with_casts_of_its_own_is_measured_as_it_is(policy):
+    """In float32 it fails: TensorFlow's operations mix no dtypes."""
+    keras.config.set_dtype_policy(policy)
+    half = policy.removeprefix("mixed_")
+    model = Beside("rebar", True, lambda b: b * tf.ones([2], half))
+    model.compile("sgd")
+    model.fit(X, batch_size=12, verbose=0)
+    assert model.b.dtype_policy.name == policy
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("estimator", ["rloo", "relaxed_rebar"])
+def test_models_as_users_write_them_pass(estimator, policy):
     keras.config.set_dtype_policy(policy)
     inputs = keras.Input([6, 3])
     h = keras.layers.Conv1D(4, 3, padding="same", activation="tanh")(inputs)
     h = keras.layers.LSTM(5, return_sequences=True)(keras.layers.Dropout(0.2)(h))
-    b = Binary(4, "rloo", prior="learned", name="b")(h)
+    b = Binary(4, estimator, prior="learned", name="b")(h)
     h = keras.layers.LayerNormalization()(keras.layers.MultiHeadAttention(2, 4)(b, b))
     outputs = Dense(2, dtype="float32")(keras.layers.GlobalAveragePooling1D()(h))
     model = relax_tf.RelaxModel(inputs, outputs)

@@ -1,5 +1,7 @@
 """Numbers of measurements, and how far rounding explains them."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -11,6 +13,9 @@ from relax_tf.keras_internals import all_layers
 ROUNDING = 64  # roundings of a value that do not count
 ALIKE = 16  # where the same computation gives the same value to the last bit
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+_HALF_PRECISION = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
+
+_HALF_PRECISION = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 
 
 def epsilon(dtype: Any) -> float:
@@ -21,6 +26,20 @@ def epsilon(dtype: Any) -> float:
 def coarsest_epsilon(model: keras.Model) -> float:
     """Of the dtypes that the model's layers compute in."""
     return max(epsilon(layer.compute_dtype) for layer in all_layers(model))
+
+
+@contextlib.contextmanager
+def in_float32(model: keras.Model) -> Iterator[None]:
+    """Layers that compute in half precision compute in float32 meanwhile."""
+    half = [layer for layer in all_layers(model) if layer.dtype_policy.name in _HALF_PRECISION]
+    policies = [layer.dtype_policy for layer in half]
+    try:
+        for layer in half:
+            layer.dtype_policy = "float32"
+        yield
+    finally:
+        for layer, policy in zip(half, policies, strict=True):
+            layer.dtype_policy = policy
 
 
 def size(f: np.ndarray) -> float:
