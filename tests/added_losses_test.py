@@ -57,8 +57,13 @@ def model_of(estimator, after=lambda b: b, **kwargs):
     return model
 
 
-@pytest.mark.parametrize("estimator", ["relaxed_rebar", "flip", "rloo", "reinforce"])
-@pytest.mark.parametrize("where", ON_SAMPLES)
+@pytest.mark.parametrize(
+    ("where", "estimator"),
+    [
+        *zip(ON_SAMPLES, ("relaxed_rebar", "flip", "rloo", "reinforce"), strict=True),
+        *zip(ON_SAMPLES, ("rloo", "reinforce", "relaxed_rebar", "flip"), strict=True),
+    ],
+)
 def test_losses_that_depend_on_samples_are_refused(where, estimator):
     with pytest.raises(ValueError, match=REFUSED):
         model_of(estimator, ON_SAMPLES[where]).fit(X, Y, batch_size=12, verbose=0)
@@ -76,7 +81,7 @@ def test_a_loss_that_the_cost_adds_is_refused():
         model.check(X, Y)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_one_unit_and_two_examples_suffice(seed):
     """That the other samples have the same mean happens to one try in two."""
     keras.utils.set_random_seed(seed)

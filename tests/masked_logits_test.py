@@ -233,9 +233,15 @@ def test_layers_train_with_masked_units(config, other):
     assert np.isfinite(model.predict(x, verbose=0)).all()
 
 
-@pytest.mark.parametrize("number", [-1e9, -3.4e38, -65504.0])
 @pytest.mark.parametrize(
-    "estimator", ["relaxed_rebar", "relax", "nvil", "muprop", "relaxed_disarm"]
+    ("number", "estimator"),
+    [
+        (-1e9, "relaxed_rebar"),
+        (-1e9, "nvil"),
+        (-3.4e38, "relax"),
+        (-65504.0, "relaxed_rebar"),
+        (-65504.0, "relaxed_disarm"),
+    ],
 )
 def test_large_numbers_in_place_of_infinity_are_masks(estimator, number):
     """As networks would see them, and second moments be 1e14."""

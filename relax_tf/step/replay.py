@@ -236,7 +236,8 @@ def _rows(f_b: tf.Tensor, calls: list[Call]) -> tf.Tensor:
 
 
 def _stacked(losses: list[tf.Tensor]) -> tf.Tensor:
-    return tf.stack([tf.cast(tf.reduce_sum(loss), tf.float64) for loss in losses])
+    values = [tf.cast(tf.reduce_sum(loss), tf.float64) for loss in losses]
+    return tf.stack(values) if values else tf.zeros([0], tf.float64)
 
 
 def _weighted(call: Call) -> tf.Tensor:

@@ -15,8 +15,6 @@ ALIKE = 16  # where the same computation gives the same value to the last bit
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 _HALF_PRECISION = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 
-_HALF_PRECISION = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
-
 
 def epsilon(dtype: Any) -> float:
     """Of rounding to 1, for a floating dtype."""
