@@ -40,6 +40,16 @@ def in_float32(model: keras.Model) -> Iterator[None]:
             layer.dtype_policy = policy
 
 
+def computes_in_half() -> bool:
+    """Whether the graph that is being traced has a number in half precision; of none, True."""
+    if tf.executing_eagerly():
+        return True
+    graph = tf.compat.v1.get_default_graph().as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    half = {tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum}
+    return any(attribute.type in half for node in nodes for attribute in node.attr.values())
+
+
 def size(f: np.ndarray) -> float:
     return float(np.abs(f[np.isfinite(f)]).max(initial=0))
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from relax_tf.distributions.base import sum_event
 from relax_tf.layers.passes import Call
 from relax_tf.step.coupling import INSIST, mirrored, who
-from relax_tf.step.rounding import ROUNDING, epsilon, in_float32, rms
+from relax_tf.step.rounding import ROUNDING, computes_in_half, epsilon, in_float32, rms
 
 _NODES = (8, 16, 32, 64)  # of the quadratures along a path
 _AGREES = 0.005  # of the changes
@@ -95,8 +95,15 @@ def _as_exact_as_can_be(probe: Any, measure: Callable) -> Iterator[tuple[Callabl
     """The measurement as a function of path and place, and the rounding of what it gives.
 
     Layers in half precision compute in float32 meanwhile, where slopes and changes may be compared;
-    unless the model, which may have casts of its own, does not bear it.
+    unless the model does not bear it, or goes on to round: it may have casts of its own.
     """
+    rounds = True
+
+    def traced(*arguments: Any) -> list:
+        nonlocal rounds
+        measured = measure(*arguments)
+        rounds = computes_in_half()
+        return measured
 
     def at_place(measurement: Callable, kind: str, t: float) -> list:
         relaxed, length = kind in ("relaxed", "short"), 1 / 16 if kind == "short" else 1.0
@@ -105,12 +112,10 @@ def _as_exact_as_can_be(probe: Any, measure: Callable) -> Iterator[tuple[Callabl
 
     if probe.epsilon > epsilon("float32"):
         with in_float32(probe.model):
-            exact = functools.partial(at_place, probe.measurement(measure))
-            try:
+            exact = functools.partial(at_place, probe.measurement(traced))
+            with contextlib.suppress(Exception):  # whatever a model does with another dtype
                 exact("hard", 0.0)
-            except Exception:  # whatever a model does with numbers of another dtype
-                exact = None
-            if exact is not None:
+            if not rounds:
                 yield exact, epsilon("float32")
                 return
     yield functools.partial(at_place, probe.measurement(measure)), probe.epsilon
