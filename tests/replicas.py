@@ -57,13 +57,12 @@ def build(estimator="relaxed_rebar", loss="mse", rate=0.1, added=True, **argumen
     """Every kind of term: loss, learned prior, weight regulariser and, if wanted, added loss."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input([FEATURES + UNITS])
-    layer = NoiseFromInputs(
+    b = NoiseFromInputs(
         UNITS, estimator, prior="learned", kernel_regularizer=keras.regularizers.L2(0.1), name="b"
-    )
-    b = layer(inputs)
-    if added:
-        b = keras.layers.Concatenate()([b, MeanSquare()(layer.mean(inputs))])
+    )(inputs)
     outputs = keras.layers.Dense(2, bias_regularizer=keras.regularizers.L1(0.1))(b)
+    if added:  # to what is learned for its sake alone
+        outputs += 0.0 * MeanSquare()(keras.layers.Dense(2)(inputs))
     model = relax_tf.RelaxModel(inputs, outputs)
     optimizer = relax_tf.RelaxOptimizer(
         keras.optimizers.SGD(rate, momentum=0.9), keras.optimizers.SGD(rate / 10)

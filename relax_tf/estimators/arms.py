@@ -128,6 +128,10 @@ def others_of_copula(log_c: tf.Tensor, e: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
     return log_c, tf.math.log(-tf.math.expm1(log_c))
 
 
+class _Repelling(Draw):
+    """A draw whose samples repel each other: no other is known to."""
+
+
 @keras.saving.register_keras_serializable("relax_tf")
 class Arms(MultiSampleEstimator):
     """ARMS: K samples of each example that repel each other (Dimitriev & Zhou 2021).
@@ -137,8 +141,8 @@ class Arms(MultiSampleEstimator):
     than `rloo`'s independent samples. In a model the hard pass has the first sample, a replay the
     others; parameters that the samples feed learn from the first.
 
-    Of a draw that `estimate` is given the first sample counts: the others, which have to repel it,
-    are drawn with `seed`.
+    `estimate` takes a draw of `Arms.draw` as it is. Of any other the first sample counts: the rest,
+    which has to repel it, is drawn with `seed`.
 
     Args:
         num_samples: K, at least 2.
@@ -161,9 +165,15 @@ class Arms(MultiSampleEstimator):
         draw = _binary_draw if isinstance(dist, Bernoulli) else _stick_breaking_draw
         return draw(dist, eps, seed, self.num_samples - 1)
 
+    def draw(self, dist, seed=None):
+        return _Repelling(*super().draw(dist, seed))
+
     def _checked_draw(self, dist, draw, seed):
-        first = super()._checked_draw(dist, draw, seed).z[0]
-        return self.complete_draw(dist, first - dist.theta, fold_in(seed, 2))
+        repelling = isinstance(draw, _Repelling)
+        draw = super()._checked_draw(dist, draw, seed)
+        if repelling:
+            return draw
+        return self.complete_draw(dist, draw.z[0] - dist.theta, fold_in(seed, 2))
 
     def combine(self, f_b):
         return tf.reduce_mean(f_b, 0)
