@@ -108,6 +108,11 @@ def check_unbiased(
     threshold = positive_number(threshold, "threshold")
     estimator = estimators.get(estimator)
     check_problem(dist, cost)
+    if exact is None and not dist.discrete:
+        raise ValueError(
+            f"the samples of {type(dist).__name__} cannot be enumerated: compute the exact "
+            "gradient yourself and pass `exact=...`. Received: exact=None"
+        )
     exact = exact_gradient(dist, cost) if exact is None else exact
     _check_like_theta(exact, dist)
     seed = make_seed(seed)

@@ -175,10 +175,7 @@ class Distribution:
 
     def enumerate(self) -> tf.Tensor:
         """All samples of one event, `[samples, *event]`, where there are finitely many."""
-        raise ValueError(
-            f"the samples of {type(self).__name__} cannot be enumerated: where an exact gradient "
-            "is asked for, compute it yourself and pass `exact=...`."
-        )
+        raise ValueError(f"the samples of {type(self).__name__} cannot be enumerated.")
 
     def check_same_family(self, other: Any) -> None:
         """Raises a TypeError unless one of the two classes is that of the other, or above it."""

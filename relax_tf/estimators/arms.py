@@ -19,7 +19,6 @@ import tensorflow as tf
 
 from relax_tf.distributions import Bernoulli, OneHotCategorical, noise
 from relax_tf.distributions.base import Draw, over_event
-from relax_tf.distributions.noise import fold_in
 from relax_tf.estimators.multi_sample import MultiSampleEstimator, _count
 
 
@@ -173,7 +172,7 @@ class Arms(MultiSampleEstimator):
         draw = super()._checked_draw(dist, draw, seed)
         if repelling:
             return draw
-        return self.complete_draw(dist, draw.z[0] - dist.theta, fold_in(seed, 2))
+        return self.complete_draw(dist, draw.z[0] - dist.theta, noise.fold_in(seed, 2))
 
     def combine(self, f_b):
         return tf.reduce_mean(f_b, 0)

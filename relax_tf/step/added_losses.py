@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from relax_tf.distributions.base import Draw, over_event
 from relax_tf.layers.passes import Call
-from relax_tf.step.coupling import INSIST, concerned, half, mirrored, who
+from relax_tf.step.coupling import INSIST, crediting, half, mirrored, who
 from relax_tf.step.rounding import ROUNDING, difference
 
 _TRIES = 4  # other samples of half of the examples: some may happen to have the same mean
@@ -26,17 +26,13 @@ def check_added_losses(probe: Any, f_b: np.ndarray) -> None:
     Raises:
         ValueError: if one does not.
     """
-
-    def crediting() -> list[tuple[int, Call]]:
-        return [(i, call) for i, call in concerned(probe) if call.layer.estimator.needs_cost]
-
-    if not probe.adds_losses or not crediting():
+    if not probe.adds_losses or not crediting(probe):
         return
 
     def measure(replays, seeds, f_b, opposite, unchanged):
         changed = half(f_b, tf.constant(0), opposite) & ~unchanged
         measured = []
-        for index, call in crediting():
+        for index, call in crediting(probe):
             other = mirrored(call, seeds.next(call.layer))
             z = tf.where(over_event(changed, other), other, call.z)
             sample = call.layer.estimator.emit(call.dist, Draw(call.dist.harden(z), z))
@@ -48,7 +44,7 @@ def check_added_losses(probe: Any, f_b: np.ndarray) -> None:
         opposite = tf.constant(noise % 2 == 1)
         recorded, before = probe.run(measurement, opposite, tf.constant(True), noise=noise)
         _, after = probe.run(measurement, opposite, tf.constant(False), noise=noise)
-        for (_, call), old, new in zip(crediting(), before, after, strict=True):
+        for (_, call), old, new in zip(crediting(probe), before, after, strict=True):
             if not old.shape == new.shape == recorded.shape:
                 continue
             rounding = ROUNDING * probe.rounding(f_b) * np.maximum(np.abs(recorded), np.abs(old))

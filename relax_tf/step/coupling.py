@@ -107,6 +107,11 @@ def concerned(probe: Any) -> list[tuple[int, Call]]:
     ]
 
 
+def crediting(probe: Any) -> list[tuple[int, Call]]:
+    """The calls, with their numbers, whose samples are credited with their examples' costs."""
+    return [(i, call) for i, call in enumerate(probe.calls) if call.layer.estimator.needs_cost]
+
+
 class Measured(NamedTuple):
     """Rows (`Replays.rows`) of one call's replays at a sample, the drawn one or another.
 

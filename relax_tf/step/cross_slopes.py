@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from relax_tf.layers.passes import Call
-from relax_tf.step.coupling import concerned, count_splits, coupled_examples, half, replayed
+from relax_tf.step.coupling import count_splits, coupled_examples, crediting, half, replayed
 from relax_tf.step.replay import row
 from relax_tf.step.rounding import ALIKE
 
@@ -27,18 +26,14 @@ def check_cross_slopes(probe: Any, f_b: np.ndarray) -> None:
     Raises:
         ValueError: if examples are coupled.
     """
-
-    def crediting() -> list[tuple[int, Call]]:
-        return [(i, call) for i, call in concerned(probe) if call.layer.estimator.needs_cost]
-
-    if not crediting() or len(f_b) < 2:
+    if not crediting(probe) or len(f_b) < 2:
         return
 
     def measure(replays, seeds, f_b, split, opposite):
         del seeds
         others = half(f_b, split, opposite)
         measured = []
-        for index, call in crediting():
+        for index, call in crediting(probe):
             sample = tf.stop_gradient(replayed(call, call.z))
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 tape.watch(sample)
@@ -56,7 +51,7 @@ def check_cross_slopes(probe: Any, f_b: np.ndarray) -> None:
             others, measured = probe.run(measurement, *arguments, noise=number)
         except (LookupError, NotImplementedError, tf.errors.OpError):  # no derivative
             return
-        for (_, call), slopes in zip(crediting(), measured, strict=True):
+        for (_, call), slopes in zip(crediting(probe), measured, strict=True):
             for slope in slopes:
                 finite = np.where(np.isfinite(slope), np.abs(slope), 0.0)
                 own, across = finite[~others].max(initial=0), finite[others].max(initial=0)
