@@ -31,7 +31,13 @@ from relax_tf.step.gates import lift
 from relax_tf.step.hard_pass import Batch, Seeds, State, TrainingPass, ensure_built, run_hard
 from relax_tf.step.networks import check_networks
 from relax_tf.step.replay import Replays
-from relax_tf.step.rounding import ROUNDING, coarsest_epsilon, epsilon, relative_difference
+from relax_tf.step.rounding import (
+    ROUNDING,
+    coarsest_epsilon,
+    epsilon,
+    relative_difference,
+    without_tensor_float_32,
+)
 from relax_tf.step.slopes import check_derivatives
 
 
@@ -47,6 +53,7 @@ class Certificate(NamedTuple):
     terms: list[str]
 
 
+@without_tensor_float_32()
 def certify(model: Any, batch: Batch) -> Certificate:
     """Measures (a) to (d) on a batch, and which short cuts the model allows.
 

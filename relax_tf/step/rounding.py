@@ -40,6 +40,17 @@ def in_float32(model: keras.Model) -> Iterator[None]:
             layer.dtype_policy = policy
 
 
+@contextlib.contextmanager
+def without_tensor_float_32() -> Iterator[None]:
+    """Products of float32 are float32 meanwhile: on GPUs TensorFlow rounds factors to 11 bits."""
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(enabled)
+
+
 def computes_in_half() -> bool:
     """Whether the graph that is being traced has a number in half precision; of none, True."""
     if tf.executing_eagerly():
