@@ -1,4 +1,4 @@
-"""In half precision the certificate is as strict about what is no rounding as in float32."""
+"""In coarse precision the certificate is as strict about what is no rounding as in float32."""
 
 import contextlib
 
@@ -137,3 +137,49 @@ def test_models_as_users_write_them_pass(estimator, policy):
         norm = relax_tf.RelaxModel(inputs, keras.layers.BatchNormalization()(outputs))
         norm.compile("adam", loss="mse")
         norm.check(random.normal(size=[16, 6, 3]).astype("f"), random.normal(size=[16, 2]))
+
+
+class OfAmpere(keras.layers.Layer):
+    """A product as GPUs compute it under TensorFloat-32, where TensorFlow's switch is on."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=[shape[-1], 8], name="kernel")
+
+    def call(self, x):
+        kernel = tf.convert_to_tensor(self.kernel)
+        if tf.config.experimental.tensor_float_32_execution_enabled():
+            x, kernel = rounded_to_11_bits(x), rounded_to_11_bits(kernel)
+        return x @ kernel
+
+
+def rounded_to_11_bits(x):
+    bits = tf.bitwise.bitwise_and(tf.bitcast(x, tf.int32) + 0x1000, ~0x1FFF)
+    return x + tf.stop_gradient(tf.bitcast(bits, tf.float32) - x)
+
+
+@pytest.mark.parametrize("estimator", ["rebar", "relaxed_rebar"])
+def test_tensor_float_32_is_no_wrong_slope(estimator):
+    """And is on again after it: training has what the user chose."""
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    assert enabled()  # by default
+
+    def check(*layers):
+        inputs = keras.Input([3])
+        h = Binary(8, estimator, name="b")(inputs)
+        for layer in (OfAmpere(), *layers, OfAmpere()):
+            h = keras.activations.tanh(layer(h))
+        model = relax_tf.RelaxModel(inputs, Dense(2)(h))
+        model.compile("sgd", loss="mse")
+        model.check(X, np.zeros([12, 2], "f"))
+
+    check()
+    assert enabled()
+    with pytest.raises(ValueError, match=WRONG_SLOPE):
+        check(keras.layers.Lambda(lambda h: 0.9 * h + 0.1 * tf.stop_gradient(h)))
+    assert enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        check()
+        assert not enabled()
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(True)
