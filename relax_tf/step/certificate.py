@@ -13,6 +13,7 @@ measured, and a model that fails is refused with the numbers. `fit` does so on i
 `added_losses` (d), and `networks` (b) and (c) of the networks of control variates.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -127,11 +128,13 @@ class Probe:
             hard = TrainingPass(seeds)
             outcome = run_hard(self.model, hard, self.batch)
             if self.model.jit_compile and graph_calls_python():
-                raise ValueError(
-                    f"RelaxModel {self.model.name!r} is compiled with jit_compile=True, but XLA "
-                    "cannot compile the Python code in it (tf.numpy_function, tf.py_function). "
-                    "Compile with `jit_compile=False`."
+                warnings.warn(  # as Keras does of layers that XLA cannot compile
+                    f"RelaxModel {self.model.name!r} has Python code in its pass, which XLA cannot "
+                    "compile (tf.numpy_function, tf.py_function). Proceeding with "
+                    "`jit_compile=False`.",
+                    stacklevel=2,
                 )
+                self.model.jit_compile = False
             self.calls, self.terms = list(hard.calls), list(hard.terms)
             self.y_pred = _shapes(outcome.y_pred)
             self._draws_masks = outcome.draws_masks

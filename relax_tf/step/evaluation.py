@@ -73,8 +73,12 @@ class EvaluationSteps:
         return super().make_predict_function(force or self._evaluation_has_changed("predict"))
 
     def _evaluation_has_changed(self, function: str) -> bool:
-        """Whether layers emit something else, or more, than when Keras traced this function."""
-        now = [self.evaluation_samples, *(layer.inference for layer in self._stochastic_layers())]
+        """Whether layers emit something else, or more, than when Keras made this function.
+
+        Or XLA turned out not to compile the model.
+        """
+        emitted = (layer.inference for layer in self._stochastic_layers())
+        now = [self.evaluation_samples, self.jit_compile, *emitted]
         before = self._traced_evaluation.get(function, now)
         self._traced_evaluation[function] = now
         return now != before
@@ -123,7 +127,7 @@ class EvaluationSteps:
         config = super().get_compile_config()
         settings = {name: getattr(self, name) for name in SETTINGS}
         changed = {name: value for name, value in settings.items() if value != SETTINGS[name]}
-        return config and {**config, **changed}
+        return config and {**config, "jit_compile": self.jit_compile, **changed}
 
     @functools.wraps(keras.Model.compile_from_config)
     def compile_from_config(self, config):

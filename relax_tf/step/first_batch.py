@@ -1,7 +1,6 @@
 """A look at the first batch of an iterator, which then goes on as if nobody had looked."""
 
 import collections
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,34 +9,32 @@ import keras
 import tensorflow as tf
 
 
-def shown_first_batch(
-    train_function: Callable,
-    look: Callable[[Any], bool],
-    steps: int,
-    strategy: tf.distribute.Strategy,
-) -> Callable:
-    """A Keras train function that shows the first batch it is given to `look`.
+def shown_first_batch(model: Any, make: Callable) -> Callable:
+    """A Keras train function that shows the first batch it is given to `model._certify`.
+
+    That is called with the first batch (of one replica) of a call, until it returns true, but not
+    in more than three calls. What it finds may change how the model is compiled.
 
     Args:
-        train_function: what `make_train_function` made, from an iterator to logs. One call of it
-            takes up to `steps` batches.
-        look: is called with the first batch (of one replica) of a call, until it returns true, but
-            not in more than three calls.
-        steps: the model's `steps_per_execution`.
-        strategy: the model's.
+        model: a compiled `RelaxModel`.
+        make: makes Keras's own train function of the model, from an iterator to logs. One call of
+            it takes up to `steps_per_execution` batches.
     """
-    looks = 3
+    looks, plain = 3, None
 
-    @functools.wraps(train_function)
-    def function(iterator):
-        nonlocal looks
+    def train_function(iterator):
+        nonlocal looks, plain
         if looks:
             batch = next(iterator)
-            looks = 0 if look(_of_one_replica(batch, strategy)) else looks - 1
-            iterator = _put_back(batch, iterator, steps)
-        return train_function(iterator)
+            shown = model._certify(_of_one_replica(batch, model.distribute_strategy))
+            looks = 0 if shown else looks - 1
+            iterator = _put_back(batch, iterator, model.steps_per_execution)
+        if plain is None:
+            make(force=True)
+            plain, model.train_function = model.train_function, train_function
+        return plain(iterator)
 
-    return function
+    return train_function
 
 
 def make_variables_of_step(model: Any, y: Any, y_pred: Any, terms: Iterable[str]) -> None:

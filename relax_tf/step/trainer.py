@@ -175,13 +175,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
     def make_train_function(self, force=False):
         check_strategy(self)  # for `train_on_batch`
         if self.train_function is None or force:
-            super().make_train_function(force)
-            self.train_function = shown_first_batch(
-                self.train_function,
-                self._certify,
-                self.steps_per_execution,
-                self.distribute_strategy,
-            )
+            self.train_function = shown_first_batch(self, super().make_train_function)
         return self.train_function
 
     def _certify(self, data: Any) -> bool:
