@@ -168,3 +168,34 @@ def test_embeddings_upstream_of_a_sample_are_kept_too():
     with pytest.warns(RuntimeWarning, match=r"\['b'\]"):
         fit(model, rows, data()[1], keras.callbacks.TerminateOnNaN())
     assert_finite(model)
+
+
+CASES = [("relax", 4), ("rebar", 1), ("flip", 1), ("disarm", 4), ("muprop", 4), ("rloo", 1)]
+
+
+@pytest.fixture
+def _numerics_checked():
+    tf.debugging.enable_check_numerics()
+    yield
+    tf.debugging.disable_check_numerics()
+
+
+@pytest.mark.usefixtures("_numerics_checked")
+@pytest.mark.parametrize(("estimator", "variables"), CASES)
+def test_tensorflow_s_search_for_nan_finds_none_of_ours(estimator, variables, monkeypatch):
+    """Neither in the certificate nor in a step, with a sure bit or an impossible class."""
+    monkeypatch.setattr(relax_tf.RelaxModel, "certify", True)
+    inputs = keras.Input([3])
+    logits = keras.layers.Dense(4)(inputs) + tf.constant([0.0, 0.0, 0.0, -1e9])
+    if variables == 4:
+        layer = relax_tf.StochasticBinaryLayer(None, estimator, prior="uniform", name="b")
+    else:
+        logits = keras.layers.Reshape([1, 4])(logits)
+        layer = relax_tf.StochasticCategoricalLayer(None, None, estimator, prior="uniform")
+    outputs = keras.layers.Dense(1)(keras.layers.Flatten()(layer(logits)))
+    model = relax_tf.RelaxModel(inputs, outputs)
+    model.compile("sgd", "mse")
+    history = model.fit(*(a[:8] for a in data()), verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="NaN"):
+        model.fit(*(a[16:20] for a in data()), verbose=0)

@@ -48,6 +48,11 @@ def stand_in_logit(dtype: tf.DType) -> float:
     return _STAND_IN[dtype]
 
 
+def infinite_where(condition: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Infinity or 0: a logarithm, since `tf.debugging.enable_check_numerics` sees constants too."""
+    return -tf.math.log(tf.cast(~condition, dtype))
+
+
 def over_event(per_example: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """Appends axes to `[batch]` so that it broadcasts over the event axes of `like`."""
     missing = like.shape.rank - per_example.shape.rank

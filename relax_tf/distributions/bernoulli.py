@@ -12,6 +12,7 @@ from relax_tf.distributions.base import (
     Draw,
     at_least_float32,
     flat_event,
+    infinite_where,
     over_event,
     stand_in_logit,
     sum_event,
@@ -191,7 +192,7 @@ class Bernoulli(Distribution):
         indicator = self.indicator(b)
         log_prob = tfp_distributions().Bernoulli(logits=self.theta).log_prob(indicator)
         another = tf.abs(indicator - self._fixed_value()) > 1e-3  # beyond rounding
-        at_fixed = tf.where(another, tf.constant(-np.inf, self.dtype), 0)
+        at_fixed = -infinite_where(self._fixed & another, self.dtype)
         log_prob = tf.where(self._fixed, at_fixed, log_prob)
         return sum_event(log_prob, 1 + log_prob.shape.rank - self.theta.shape.rank)
 
@@ -207,7 +208,7 @@ class Bernoulli(Distribution):
         tfd = tfp_distributions()
         p, q = tfd.Bernoulli(logits=self.theta), tfd.Bernoulli(logits=other.theta)
         prob_of_another = tf.sigmoid(-tf.sign(other.theta) * self.theta)
-        at_fixed = tf.where(prob_of_another > 0, tf.constant(np.inf, self.dtype), 0)
+        at_fixed = infinite_where(other._fixed & (prob_of_another > 0), self.dtype)
         return sum_event(tf.where(other._fixed, at_fixed, tfd.kl_divergence(p, q)))
 
 

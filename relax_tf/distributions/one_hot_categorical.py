@@ -12,6 +12,7 @@ from relax_tf.distributions.base import (
     Draw,
     at_least_float32,
     flat_event,
+    infinite_where,
     stand_in_logit,
     sum_event,
 )
@@ -91,7 +92,7 @@ class OneHotCategorical(Distribution):
     def relax(self, z: tf.Tensor, temperature: float | tf.Tensor) -> tf.Tensor:
         """The Concrete relaxation of `H` (eq. 4), `softmax(z / temperature)`."""
         scaled = z / positive_if_number(temperature, "temperature")
-        return tf.nn.softmax(tf.where(self._possible, scaled, -np.inf))
+        return tf.nn.softmax(tf.where(self._possible, scaled, scaled.dtype.min))
 
     def mean(self) -> tf.Tensor:
         """`E[b] = softmax(theta)`, shape `[batch, *event, classes]`."""
@@ -218,7 +219,7 @@ class OneHotCategorical(Distribution):
 
         old = of_chosen(b)
         z = of_chosen(theta) + noise.gumbel(tf.shape(old), self.dtype, seed_of_class)
-        new = self.harden(tf.where(old > 0.5, tf.constant(-np.inf, self.dtype), z))
+        new = self.harden(tf.where(old > 0.5, self.dtype.min, z))
         p_chosen = of_chosen(p)
         not_old, not_new = (tf.reduce_sum((1 - e) * p_chosen, -1) for e in (old, new))
         q_chosen = tf.reduce_sum(chosen * q, -1)
@@ -232,7 +233,7 @@ class OneHotCategorical(Distribution):
     def log_prob(self, b: tf.Tensor) -> tf.Tensor:
         """`log p(b|theta)`, shape `[..., batch]`; linear between the one-hot vectors."""
         b = tf.cast(b, self.dtype)
-        at_impossible = tf.where(b > 0, tf.constant(-np.inf, b.dtype), 0)
+        at_impossible = -infinite_where(~self._possible & (b > 0), self.dtype)
         log_prob = tf.where(self._possible, b * tf.nn.log_softmax(self.theta), at_impossible)
         return sum_event(log_prob, 1 + log_prob.shape.rank - self.shape.rank)
 
@@ -246,5 +247,5 @@ class OneHotCategorical(Distribution):
         self.check_same_family(other)
         log_p, log_q = tf.nn.log_softmax(self.theta), tf.nn.log_softmax(other.theta)
         p = tf.exp(log_p)
-        at_impossible = tf.where(p > 0, tf.constant(np.inf, p.dtype), 0)
+        at_impossible = infinite_where(~other._possible & (p > 0), self.dtype)
         return sum_event(tf.where(other._possible, p * (log_p - log_q), at_impossible))

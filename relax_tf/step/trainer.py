@@ -19,7 +19,7 @@ from relax_tf.step.certificate import certify
 from relax_tf.step.cost import default_cost
 from relax_tf.step.estimation import ModelEstimate, estimate_batch
 from relax_tf.step.evaluation import EvaluationSteps
-from relax_tf.step.finite import zero_unless
+from relax_tf.step.finite import nan_unless, zero_unless
 from relax_tf.step.first_batch import make_variables_of_step, shown_first_batch
 from relax_tf.step.foreign_seeds import load_seeds, save_seeds
 from relax_tf.step.hard_pass import Batch
@@ -239,7 +239,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
         if variables:
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
-        loss = tf.where(finite, result.surrogate, float("nan"))
+        loss = nan_unless(finite, result.surrogate)
         self._track_loss(x, y, y_pred, sample_weight, loss)
         self._track_parts(hard, batch_size(x))
         by_variable = dict(zip(map(id, variables), gradients, strict=True))
