@@ -32,7 +32,7 @@ class RelaxModel(RelaxTrainer, keras.Model):
     mean over its calls of both.
 
     Attributes:
-        certify: whether `fit` measures on its first batch what its estimates rest on (`check`);
+        certify: whether `fit` measures on some batches what its estimates rest on (`check`);
             False insists on training a model that fails.
         evaluation_samples: how many samples of each example `evaluate` and `predict` draw.
 

@@ -217,6 +217,57 @@ def test_a_batch_that_cannot_tell_is_not_the_last_word():
         model.fit(X, Y, sample_weight=weights, batch_size=4, shuffle=False, verbose=0)
 
 
+def test_looks_go_on_until_a_batch_can_tell():
+    model = model_of("relax", keras.layers.BatchNormalization())
+    for _ in range(7):
+        model.train_on_batch(X[:4], Y[:4], sample_weight=np.zeros(4, "f"))
+    with pytest.raises(ValueError, match=COUPLED) as found:
+        model.train_on_batch(X[:4], Y[:4])
+    assert found.value.__notes__ == ["This was found in call 8 of the training step."]
+
+
+class Scheduled(relax_tf.RelaxModel):
+    """Its examples meet in the cost later, when a schedule, a counter or a callback lets them."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.b, self.kind = Binary(2, "reinforce", name="b"), kind
+        self.alpha = keras.Variable(1.0, trainable=False)
+        self.count = keras.Variable(0, dtype="int32", trainable=False)
+
+    def call(self, x):
+        return self.b(x)
+
+    def train_step(self, data):
+        self.count.assign_add(1)
+        return super().train_step(data)
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        share = {
+            "schedule": tf.minimum(tf.cast(self.optimizer.iterations, tf.float32) / 90, 1),
+            "counter": tf.cast(self.count > 50, tf.float32),
+            "callback": 1 - tf.convert_to_tensor(self.alpha),
+        }[self.kind]
+        together = tf.reduce_sum((y_pred - tf.reduce_mean(y_pred, 0)) ** 2, -1)
+        return tf.reduce_sum((y_pred - 0.4) ** 2, -1) + share * together
+
+
+@pytest.mark.parametrize("kind", ["schedule", "counter", "callback"])
+def test_what_couples_examples_later_is_found_later(kind):
+    model = Scheduled(kind)
+    model.compile("sgd")
+
+    def later(epoch, logs):
+        model.alpha.assign(0.5)
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=later)
+    model.fit(X, epochs=99, verbose=0, callbacks=[callback])
+    with pytest.raises(ValueError, match=COUPLED) as found:
+        model.fit(X, epochs=2, verbose=0)
+    assert "in call 100" in found.value.__notes__[0]
+    assert "`train_step` is overridden" in found.value.__notes__[1]
+
+
 # What a later adversary found (each was silently biased).
 
 

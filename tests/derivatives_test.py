@@ -283,3 +283,23 @@ def test_a_small_wrong_slope_beside_a_large_right_one(estimator, seed):
     model = TwoUnits(estimator, 100.0, lambda b: 0.3 * tf.abs(b - 0.3))
     model.compile("sgd")
     model.check(X)
+
+
+@pytest.mark.parametrize("estimator", ["lax", "reinforce", "rloo", "muprop"])
+@pytest.mark.parametrize("way", ["prior", "skip"])
+def test_normal_samples_below_normal_samples_that_are_estimated(way, estimator):
+    """The cost of those does not backpropagate: where they are moved, no slope foretells it."""
+
+    def check(between):
+        inputs = keras.Input([3])
+        n = relax_tf.StochasticNormalLayer(2, "reparameterization", name="n")(inputs)
+        layer = relax_tf.StochasticNormalLayer
+        b = layer(2, estimator, prior="standard" if way == "prior" else None, name="b")(between(n))
+        h = b if way == "prior" else keras.layers.Concatenate()([between(n), b])
+        model = relax_tf.RelaxModel(inputs, keras.layers.Dense(3)(h))
+        model.compile("sgd", loss="mse")
+        model.check(X, X)
+
+    check(keras.layers.Identity())
+    with pytest.raises(ValueError, match=WRONG_SLOPE):
+        check(keras.layers.Lambda(lambda n: n - 0.3 * tf.stop_gradient(n)))

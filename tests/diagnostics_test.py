@@ -161,6 +161,53 @@ def test_evaluations_of_stacked_layers_share_the_hard_pass():
     assert result.layers == ["b1", "b2"]
 
 
+def test_evaluations_and_state_of_a_layer_that_is_called_twice():
+    """Counters stay as they were, and so do all other variables but the generators."""
+    counter = keras.Variable(3, dtype="int32", trainable=False, name="counter")
+
+    class Counting(relax_tf.RelaxModel):
+        def __init__(self, estimator):
+            super().__init__()
+            self.b, self.counter = relax_tf.StochasticBinaryLayer(3, estimator, name="b"), counter
+
+        def call(self, x):
+            return self.b(self.b(x))
+
+        def compute_cost(self, *arguments, **keywords):
+            self.counter.assign_add(1)
+            return super().compute_cost(*arguments, **keywords)
+
+    def build_twice(estimator):
+        model = Counting(estimator)
+        model.compile("sgd", loss="mse")
+        model(x)
+        return model
+
+    x, _ = batch()
+    result = diagnostics.compare(build_twice, ["reinforce", "disarm", "rebar"], x, x, 3)
+    assert result.evaluations == {"reinforce": 1, "disarm": 3, "rebar": 3}
+    assert int(counter.value) == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_check_of_unbiasedness_is_one_of_any_unit(dtype):
+    """A cost in other units, and one beside a large constant."""
+    dist = Bernoulli(tf.constant([[0.3, -1.0]], dtype))
+    for scale in (1e-6, 1.0, 1e6):
+
+        def cost(b, scale=scale):
+            return scale * tf.reduce_sum(5 * tf.abs(b - 0.45) ** 3, -1)
+
+        assert not diagnostics.check_unbiased("straight_through", dist, cost).unbiased
+        assert diagnostics.check_unbiased("rebar", dist, cost).unbiased
+
+    def offset(b):
+        return 1e6 + tf.reduce_sum(b, -1) ** 2
+
+    for estimator in ("midpoint", "rloo", "disarm"):
+        assert diagnostics.check_unbiased(estimator, dist, offset, 5000).unbiased
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

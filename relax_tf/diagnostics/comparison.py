@@ -140,8 +140,8 @@ def compare(
         _take_over(model, like)
         _adapt(model, itertools.repeat((x, y)) if adapt_data is None else adapt_data, adapt_steps)
         _take_over(model, like)  # moving statistics have moved
-        variances[estimator] = gradient_variance(model, x, y, num_draws).layers
-        evaluations[estimator] = _evaluations(model)
+        layers = gradient_variance(model, x, y, num_draws).layers
+        variances[estimator], evaluations[estimator] = layers, _evaluations(model, list(layers))
     return Comparison(variances, evaluations)
 
 
@@ -192,9 +192,12 @@ def _adapt(model: RelaxTrainer, data: Iterable[tuple[Any, Any]], steps: int) -> 
         step(x, y)
 
 
-def _evaluations(model: RelaxTrainer) -> int:
-    """How often one step evaluates the cost: once for all layers, and what each wants besides."""
-    counts = [layer.estimator.evaluations for layer in model._stochastic_layers()]
-    if any(layer.estimator.joint for layer in model._stochastic_layers()):
+def _evaluations(model: RelaxTrainer, calls: list[str]) -> int:
+    """How often one step evaluates the cost: once for all calls, and what each wants besides."""
+    layers = {layer.name: layer for layer in model._stochastic_layers()}
+    names = [name if name in layers else name.rpartition(":")[0] for name in calls]
+    estimators = [layers[name].estimator for name in names]
+    counts = [estimator.evaluations for estimator in estimators]
+    if any(estimator.joint for estimator in estimators):
         return max(counts)
     return 1 + sum(count - 1 for count in counts)

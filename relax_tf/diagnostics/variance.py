@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
+from relax_tf.keras_internals import all_layers, seed_generators
 from relax_tf.step.trainer import RelaxTrainer
 from relax_tf.validation import integer_of_at_least, positive_integer
 
@@ -30,7 +31,7 @@ def gradient_variance(
 ) -> GradientVarianceResult:
     """Measures the variance of the gradient estimates of a RelaxModel on one batch.
 
-    No weight and no moving average moves; the layers' generators do, like in
+    No weight, moving average or counter moves; the layers' generators do, like in
     `RelaxModel.estimate`.
 
     Args:
@@ -59,12 +60,14 @@ def gradient_variance(
 
     @tf.function(autograph=False)
     def draw():
-        # Moving averages, of costs or of activations; generators are integers and move on.
-        averages = [v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
-        before = [tf.identity(v.value) for v in averages]
+        # Moving averages and counters; generators move on.
+        generators = [g for layer in all_layers(model) for g in seed_generators(layer)]
+        seeds = {id(generator.state) for generator in generators}
+        kept = [v for v in model.non_trainable_variables if id(v) not in seeds]
+        before = [tf.identity(v.value) for v in kept]
         with tf.GradientTape() as tape:
             result = model.estimate(x, y)
-        for variable, value in zip(averages, before, strict=True):
+        for variable, value in zip(kept, before, strict=True):
             variable.assign(value)
         weights = [v for v in model.trainable_variables if not is_control_variate(v)]
         gradients = tape.gradient(

@@ -8,9 +8,9 @@ Every unbiased estimator of this library takes for granted that
 (d) no loss that a layer adds (`add_loss`, activity regularisers) depends on a sample.
 
 No inspection of a model's layers can promise that for every model, but on a batch it can be
-measured, and a model that fails is refused with the numbers. `fit` does so on its first batch.
-`coupling` measures (a) and (b), `cross_slopes` (b) where that sees nothing, `slopes` (c),
-`added_losses` (d), and `networks` (b) and (c) of the networks of control variates.
+measured, and a model that fails is refused with the numbers. `fit` does so on its first batch and
+on some later ones. `coupling` measures (a) and (b), `cross_slopes` (b) where that sees nothing,
+`slopes` (c), `added_losses` (d), and `networks` (b) and (c) of the networks of control variates.
 """
 
 import warnings

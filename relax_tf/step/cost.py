@@ -25,11 +25,11 @@ def default_cost(
     if compiled is not None:
         parts.append(losses.per_example(compiled, y, y_pred, sample_weight))
         _name_compiled_loss(model, parts[0], alone=not kls)
-        if kls and not model._overrides_compute_cost():
+        if kls and not model._overrides("compute_cost"):
             model._averaged_over = losses.averaged_over(compiled, y_pred)
         if any(layer.estimator.joint for layer in model._stochastic_layers()):
             losses.refuse_sums(compiled)
-    elif kls and y is not None and not model._overrides_compute_cost():
+    elif kls and y is not None and not model._overrides("compute_cost"):
         raise ValueError(
             f"model {model.name!r} has no loss: the KL alone would be its cost, and y would be "
             "ignored. Compile it with a loss, `compile(..., loss=...)`, or override "
@@ -50,7 +50,7 @@ def _name_compiled_loss(model: Any, loss: tf.Tensor, alone: bool) -> None:
 
     Of several Keras logs each.
     """
-    current, whole = active_pass(), alone and not model._overrides_compute_cost()
+    current, whole = active_pass(), alone and not model._overrides("compute_cost")
     if current is not None and not whole and not compile_loss(model).metrics:
         current.terms["compiled_loss"] = loss
 

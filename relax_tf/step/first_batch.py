@@ -1,40 +1,65 @@
-"""A look at the first batch of an iterator, which then goes on as if nobody had looked."""
+"""A look at a batch of an iterator, which then goes on as if nobody had looked."""
 
 import collections
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+_OVERRIDDEN = (
+    "It was found on a batch as `fit` passes it, but `train_step` is overridden. If that changes "
+    "the batch, let the dataset do it, or set `model.certify = False` and call `model.check` on "
+    "what `super().train_step` receives."
+)
 
-def shown_first_batch(model: Any, make: Callable) -> Callable:
-    """A Keras train function that shows the first batch it is given to `model._certify`.
 
-    That is called with the first batch (of one replica) of a call, until it returns true, but not
-    in more than three calls. What it finds may change how the model is compiled.
+def shown_batches(model: Any, make: Callable) -> Callable:
+    """A Keras train function that shows some of the batches it is given to `model._certify`.
+
+    That is called with the first batch (of one replica) of some calls: see `_is_due`. What it finds
+    may change how the step is made.
 
     Args:
         model: a compiled `RelaxModel`.
         make: makes Keras's own train function of the model, from an iterator to logs. One call of
             it takes up to `steps_per_execution` batches.
     """
-    looks, plain = 3, None
+    calls, conclusive, plain, made_for = 0, False, None, None
 
     def train_function(iterator):
-        nonlocal looks, plain
-        if looks:
+        nonlocal calls, conclusive, plain, made_for
+        calls += 1
+        if _is_due(calls, conclusive):
             batch = next(iterator)
-            shown = model._certify(_of_one_replica(batch, model.distribute_strategy))
-            looks = 0 if shown else looks - 1
+            try:
+                conclusive |= model._certify(_of_one_replica(batch, model.distribute_strategy))
+            except Exception as error:
+                error.add_note(f"This was found in call {calls} of the training step.")
+                if model._overrides("train_step"):
+                    error.add_note(_OVERRIDDEN)
+                raise
             iterator = _put_back(batch, iterator, model.steps_per_execution)
-        if plain is None:
+        found = model.jit_compile, model._rows_are_alike, model._graph_tells
+        if found != made_for:
             make(force=True)
-            plain, model.train_function = model.train_function, train_function
+            plain, model.train_function, made_for = model.train_function, train_function, found
         return plain(iterator)
 
     return train_function
+
+
+def _is_due(call: int, conclusive: bool) -> bool:
+    """Whether to look at the batch of this call, the n-th.
+
+    At the 1st, 2nd, 4th, 8th and so on, until one of them could tell. Then at the 100th, the 1000th
+    and so on: what a schedule lets in, or a counter, or a callback, was not there at first.
+    """
+    if not conclusive:
+        return call & (call - 1) == 0
+    return call >= 100 and math.log10(call).is_integer()
 
 
 def make_variables_of_step(model: Any, y: Any, y_pred: Any, terms: Iterable[str]) -> None:

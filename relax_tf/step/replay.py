@@ -37,8 +37,8 @@ class Replay(Pass):
         originals: the calls to repeat.
         index, sample: the call whose sample is replaced, and by what: `[copies * batch, *event]`.
         emits: what calls downstream emit: `"hard"`, `"relaxed"`, `"mean"`; `"sloped"` for hard
-            samples that have a derivative, which of discrete ones is 0; or `"held"` for discrete
-            samples held as they were drawn.
+            samples that have a derivative, which of discrete ones is 0; or `"held"` for samples
+            held as they were drawn, but those through which the cost backpropagates.
         copies: how many times the batch of the original is tiled, for several samples at once.
         is_downstream: tells of a later call whether it may depend on this call's sample.
     """
@@ -67,7 +67,7 @@ class Replay(Pass):
             return eps, z, self._sample
         if index < self._index or not self._is_downstream(original):
             return eps, z, tf.stop_gradient(sample)
-        if self._emits == "held" and dist.discrete:
+        if self._emits == "held" and (dist.discrete or layer.estimator.needs_cost):
             return eps, z, tf.stop_gradient(sample)
         draw = dist.from_noise(eps)
         return eps, draw.z, self._emission(layer, dist, draw)

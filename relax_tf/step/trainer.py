@@ -20,7 +20,7 @@ from relax_tf.step.cost import default_cost
 from relax_tf.step.estimation import ModelEstimate, estimate_batch
 from relax_tf.step.evaluation import EvaluationSteps
 from relax_tf.step.finite import nan_unless, zero_unless
-from relax_tf.step.first_batch import make_variables_of_step, shown_first_batch
+from relax_tf.step.first_batch import make_variables_of_step, shown_batches
 from relax_tf.step.foreign_seeds import load_seeds, save_seeds
 from relax_tf.step.hard_pass import Batch
 from relax_tf.step.logs import Logs, batch_size, global_norm
@@ -32,8 +32,8 @@ from relax_tf.step.strategies import check_strategy
 class RelaxTrainer(EvaluationSteps, Logs):
     """The training half of `RelaxModel`, apart from how Keras constructs models."""
 
-    # Whether `fit` certifies the model on its first batch (see `check`). False insists on training
-    # a model that fails.
+    # Whether `fit` certifies the model, on its first batch and some later ones (see `check`). False
+    # insists on training a model that fails.
     certify = True
     # Whether several passes of a batch may be one of a longer batch; `check` finds out.
     _rows_are_alike = False
@@ -73,8 +73,8 @@ class RelaxTrainer(EvaluationSteps, Logs):
         del x
         return default_cost(self, y, y_pred, latents, sample_weight)
 
-    def _overrides_compute_cost(self) -> bool:
-        return type(self).compute_cost is not RelaxTrainer.compute_cost
+    def _overrides(self, method: str) -> bool:
+        return getattr(type(self), method) is not getattr(RelaxTrainer, method)
 
     # Estimates.
 
@@ -112,14 +112,14 @@ class RelaxTrainer(EvaluationSteps, Logs):
     def check(self, x: Any, y: Any = None, sample_weight: Any = None) -> None:
         """Certifies on one batch that the estimators' assumptions hold in this model.
 
-        `fit` and `train_on_batch` do it by themselves on their first batch, unless
-        `model.certify = False`. Measured are, for each stochastic layer whose estimator is given
-        the cost: (a) that a replay at the drawn sample gives back the cost of the hard pass, if the
-        estimator evaluates the cost at several samples; (b) that changing the samples of some
-        examples changes no other example's cost; (c) that the cost changes between two samples as
-        its derivative says, if the estimator relies on that; (d) that no loss which a layer adds
-        (`add_loss`, an activity regulariser) depends on the samples. Takes about as long as tracing
-        one step, and leaves variables, seeds and metrics as they were.
+        `fit` and `train_on_batch` do it by themselves on their first batch, and on the 100th, the
+        1000th and so on, unless `model.certify = False`. Measured are, for each stochastic layer
+        whose estimator is given the cost: (a) that a replay at the drawn sample gives back the cost
+        of the hard pass, if the estimator evaluates the cost at several samples; (b) that changing
+        the samples of some examples changes no other example's cost; (c) that the cost changes
+        between two samples as its derivative says, if the estimator relies on that; (d) that no
+        loss which a layer adds (`add_loss`, an activity regulariser) depends on the samples. Takes
+        about as long as tracing one step, and leaves variables, seeds and metrics as they were.
 
         Args:
             x, y, sample_weight: one batch, as `fit` would pass it, of at least two examples whose
@@ -155,7 +155,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
     def _refuse_compute_loss(self) -> None:
         """Raises a ValueError if Keras's hook for the loss is overridden and ours is not."""
         theirs = getattr(self.compute_loss, "__func__", None) is not keras.Model.compute_loss
-        if theirs and not self._overrides_compute_cost():
+        if theirs and not self._overrides("compute_cost"):
             raise ValueError(
                 f"{type(self).__name__} overrides `compute_loss`, which returns one scalar, but "
                 "gradients through samples need one value per example. Override `compute_cost("
@@ -175,11 +175,11 @@ class RelaxTrainer(EvaluationSteps, Logs):
     def make_train_function(self, force=False):
         check_strategy(self)  # for `train_on_batch`
         if self.train_function is None or force:
-            self.train_function = shown_first_batch(self, super().make_train_function)
+            self.train_function = shown_batches(self, super().make_train_function)
         return self.train_function
 
     def _certify(self, data: Any) -> bool:
-        """Certifies the model on a batch, if it is to be; returns whether the batch could tell."""
+        """Certifies the model on a batch, if it is to be; returns whether it need not be again."""
         if not self.certify:
             if all(layer.built for layer in all_layers(self)):  # no more variables are to come
                 make_variables_of_step(self, None, None, ())
