@@ -226,6 +226,20 @@ def test_looks_go_on_until_a_batch_can_tell():
     assert found.value.__notes__ == ["This was found in call 8 of the training step."]
 
 
+def test_a_refused_model_is_refused_again():
+    model = model_of("relax", keras.layers.BatchNormalization())
+    for _ in range(6):
+        with pytest.raises(ValueError, match=COUPLED):
+            model.train_on_batch(X, Y)
+    assert int(model.optimizer.iterations) == 0
+    model.certify = False
+    for _ in range(4):
+        model.train_on_batch(X, Y)
+    model.certify = True
+    with pytest.raises(ValueError, match=COUPLED):
+        model.train_on_batch(X, Y)
+
+
 class Scheduled(relax_tf.RelaxModel):
     """Its examples meet in the cost later, when a schedule, a counter or a callback lets them."""
 
@@ -261,11 +275,16 @@ def test_what_couples_examples_later_is_found_later(kind):
         model.alpha.assign(0.5)
 
     callback = keras.callbacks.LambdaCallback(on_epoch_end=later)
-    model.fit(X, epochs=99, verbose=0, callbacks=[callback])
-    with pytest.raises(ValueError, match=COUPLED) as found:
-        model.fit(X, epochs=2, verbose=0)
-    assert "in call 100" in found.value.__notes__[0]
-    assert "`train_step` is overridden" in found.value.__notes__[1]
+    # Of unknown length, so that it ends in a call of its own.
+    data = tf.data.Dataset.from_tensors(X).repeat(33).filter(lambda x: True)
+    model.fit(data, epochs=3, verbose=0, callbacks=[callback])
+    iterations = int(model.optimizer.iterations)
+    for _ in range(3):
+        with pytest.raises(ValueError, match=COUPLED) as found:
+            model.fit(X, epochs=2, verbose=0)
+        assert "in call 100" in found.value.__notes__[0]
+        assert "`train_step` is overridden" in found.value.__notes__[1]
+    assert int(model.optimizer.iterations) == iterations
 
 
 # What a later adversary found (each was silently biased).

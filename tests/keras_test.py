@@ -209,6 +209,24 @@ def test_datasets_with_ragged_batches_and_validation(steps):
     assert {"kind_accuracy", "kind_loss", "number_loss", "b_second_moment"} <= set(history)
 
 
+def test_a_wrapper_around_the_train_function_stays():
+    model, calls = small_model("rebar"), []
+    model.compile("sgd", "mse")
+
+    def wrap(logs):
+        inner = model.train_function
+
+        def counted(iterator):
+            calls.append(iterator)
+            return inner(iterator)
+
+        model.train_function = counted
+
+    callback = keras.callbacks.LambdaCallback(on_train_begin=wrap)
+    model.fit(*data(30), batch_size=3, verbose=0, callbacks=[callback])
+    assert len(calls) == 10
+
+
 def test_ten_steps_at_a_time_are_the_same_steps():
     results = []
     for steps in (1, 10):

@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,47 +18,50 @@ _OVERRIDDEN = (
 def shown_batches(model: Any, make: Callable) -> Callable:
     """A Keras train function that shows some of the batches it is given to `model._certify`.
 
-    That is called with the first batch (of one replica) of some calls: see `_is_due`. What it finds
-    may change how the step is made.
+    That is called with the first batch (of one replica) of some calls: see `_next_look`. What it
+    finds may change how the step is made.
 
     Args:
         model: a compiled `RelaxModel`.
         make: makes Keras's own train function of the model, from an iterator to logs. One call of
             it takes up to `steps_per_execution` batches.
     """
-    calls, conclusive, plain, made_for = 0, False, None, None
+    calls, due, plain, made_for = 0, 1, None, None
 
     def train_function(iterator):
-        nonlocal calls, conclusive, plain, made_for
-        calls += 1
-        if _is_due(calls, conclusive):
+        nonlocal calls, due, plain, made_for
+        call = calls + 1
+        if call >= due and (model.certify or plain is None):
             batch = next(iterator)
             try:
-                conclusive |= model._certify(_of_one_replica(batch, model.distribute_strategy))
+                told = model._certify(_of_one_replica(batch, model.distribute_strategy))
             except Exception as error:
-                error.add_note(f"This was found in call {calls} of the training step.")
+                error.add_note(f"This was found in call {call} of the training step.")
                 if model._overrides("train_step"):
                     error.add_note(_OVERRIDDEN)
                 raise
+            if model.certify:
+                due = _next_look(call, told)
             iterator = _put_back(batch, iterator, model.steps_per_execution)
         found = model.jit_compile, model._rows_are_alike, model._graph_tells
         if found != made_for:
+            shown = model.train_function  # which somebody may have wrapped
             make(force=True)
-            plain, model.train_function, made_for = model.train_function, train_function, found
-        return plain(iterator)
+            plain, model.train_function, made_for = model.train_function, shown, found
+        logs = plain(iterator)
+        calls = call  # What was due and failed stays due, and the end of the data is no call.
+        return logs
 
     return train_function
 
 
-def _is_due(call: int, conclusive: bool) -> bool:
-    """Whether to look at the batch of this call, the n-th.
+def _next_look(call: int, told: bool) -> int:
+    """The call to look at next: the 2nd, the 4th, the 8th and so on, until a batch could tell.
 
-    At the 1st, 2nd, 4th, 8th and so on, until one of them could tell. Then at the 100th, the 1000th
-    and so on: what a schedule lets in, or a counter, or a callback, was not there at first.
+    Then the 100th, the 1000th and so on: what a schedule lets in, or a counter, or a callback, was
+    not there at first.
     """
-    if not conclusive:
-        return call & (call - 1) == 0
-    return call >= 100 and math.log10(call).is_integer()
+    return 10 ** max(2, len(str(call))) if told else 2 * call
 
 
 def make_variables_of_step(model: Any, y: Any, y_pred: Any, terms: Iterable[str]) -> None:

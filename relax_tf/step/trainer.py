@@ -179,7 +179,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
         return self.train_function
 
     def _certify(self, data: Any) -> bool:
-        """Certifies the model on a batch, if it is to be; returns whether it need not be again."""
+        """Certifies the model on a batch, if it is to be; returns whether the batch could tell."""
         if not self.certify:
             if all(layer.built for layer in all_layers(self)):  # no more variables are to come
                 make_variables_of_step(self, None, None, ())
