@@ -26,7 +26,7 @@ def zero_unless(finite: tf.Tensor, gradient: Any) -> Any:
 
 
 def nan_unless(finite: tf.Tensor, loss: tf.Tensor) -> tf.Tensor:
-    """The loss of such a step; in others there is no NaN for `enable_check_numerics` to see."""
+    """The loss, of such a step NaN; no constant, which `enable_check_numerics` would find."""
     return loss * tf.sqrt(2 * tf.cast(finite, loss.dtype) - 1)
 
 

@@ -38,7 +38,7 @@ class Replay(Pass):
         index, sample: the call whose sample is replaced, and by what: `[copies * batch, *event]`.
         emits: what calls downstream emit: `"hard"`, `"relaxed"`, `"mean"`; `"sloped"` for hard
             samples that have a derivative, which of discrete ones is 0; or `"held"` for samples
-            held as they were drawn, but those through which the cost backpropagates.
+            held as they were drawn, all that are discrete or estimated from the cost.
         copies: how many times the batch of the original is tiled, for several samples at once.
         is_downstream: tells of a later call whether it may depend on this call's sample.
     """
