@@ -8,6 +8,6 @@
 - `trainer`: `train_step`, two optimizers; `cost` is what it descends by default, `logs` what it
   shows, `evaluation` the other two steps; `finite` keeps NaN away from the weights,
   `foreign_seeds` saves the seeds of other layers, `strategies` says what `tf.distribute` cannot do;
-- `certificate`: what all of it takes for granted, measured on the `first_batch` and some later ones;
+- `certificate`: what all of it takes for granted, measured on the `first_batch` and later ones;
   `sharing` refuses networks that are two things at once.
 """
