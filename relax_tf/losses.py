@@ -193,6 +193,7 @@ class _PerExample:
         weights = None
         if sample_weight is not None:
             weights = tf.cast(sample_weight, values.dtype)
+            _refuse_other_length(weights, values)
             if weights.shape.rank == 1 and values.shape.rank > 1:
                 weights = tf.reshape(weights, [-1] + [1] * (values.shape.rank - 1))
         if not masks:
@@ -215,6 +216,15 @@ class _PerExample:
         if self.loss.reduction == "mean_with_sample_weight" and weights is not None:
             return tf.math.divide_no_nan(size, tf.reduce_sum(weights))
         return tf.ones([], values.dtype)
+
+
+def _refuse_other_length(weights: tf.Tensor, values: tf.Tensor) -> None:
+    examples, count = values.shape[0], weights.shape[0] if weights.shape.rank else 1
+    if None not in (examples, count) and count not in (1, examples):
+        raise ValueError(
+            f"`sample_weight` must have one value for each of the {examples} examples. "
+            f"Received shape: {tuple(weights.shape)}"
+        )
 
 
 def _of_one_rank(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -154,9 +154,8 @@ class RelaxOptimizer(SwappedAverages, keras.optimizers.MultiOptimizer):
 
     @property
     def iterations(self) -> Any:
-        """The model's steps; of several that accumulate a gradient the last counts."""
-        steps = self.gradient_accumulation_steps
-        return super().iterations // steps if steps else super().iterations
+        """The model's steps, as its optimizer counts them: over several `compile`s of one."""
+        return self.optimizer.iterations if self._is_made else super().iterations
 
     def _optimizers_of_averages(self) -> list[tuple[keras.optimizers.Optimizer, keras.Variable]]:
         """For each variable, in the order of `build`, the optimizer that keeps its average."""

@@ -88,6 +88,15 @@ def of_other_features(cls=layer, **arguments):
     b(keras.Input([5]), context=keras.Input([2]))
 
 
+WRONG_WEIGHTS = np.zeros([4, 3], "f"), np.zeros([4, 2], "f"), np.ones([3], "f")
+
+
+def compiled():
+    model = functional()
+    model.compile("sgd", loss="mse")
+    return model
+
+
 def compare(build=lambda name: functional(estimator=name), names=("relax",), **arguments):
     return diagnostics.compare(build, names, np.zeros([4, 3], "f"), **arguments)
 
@@ -155,6 +164,15 @@ WRONG = [
         r"must call `compile\(\)`",
     ),
     (lambda: functional().estimate(np.zeros([4, 3], "f")), ValueError, "no cost.*`loss`"),
+    (
+        lambda: functional().train_step((np.zeros([4, 3]), np.zeros([4, 2]))),
+        ValueError,
+        "needs an optimizer.*`compile`",
+    ),
+    *(
+        (lambda run=run: run(compiled(), *WRONG_WEIGHTS), ValueError, r"each of the 4.*\(3,\)")
+        for run in (relax_tf.RelaxModel.estimate, relax_tf.RelaxModel.check)
+    ),
     (lambda: functional().estimate(None), ValueError, "not optional, but None was passed"),
     (lambda: functional().compile(3), ValueError, "optimizer identifier: 3"),
     (lambda: train(functional(), loss="mse"), ValueError, "needs targets.*y=None"),
@@ -261,6 +279,21 @@ def test_an_estimator_can_be_changed_until_the_layer_is_built():
     with pytest.raises(ValueError, match=r"(?s)layer 'b' is built.*new layer.*Received.*'relax'"):
         b.estimator = "relax"
     assert b.estimator is before
+
+
+def test_a_model_that_is_not_compiled_has_no_optimizer():
+    assert functional().optimizer is None
+
+
+@pytest.mark.parametrize("weight", [2.0, np.full([1], 2.0), np.full([4, 1], 2.0)])
+def test_weights_broadcast_as_in_keras(weight):
+    model = compiled()
+    model.get_layer(index=1).seed_generator.state.assign([1, 2])
+    expected = model.estimate(*WRONG_WEIGHTS[:2]).surrogate
+    model.get_layer(index=1).seed_generator.state.assign([1, 2])
+    weighted = model.estimate(*WRONG_WEIGHTS[:2], weight).surrogate
+    assert expected > 0
+    np.testing.assert_allclose(weighted, 2 * expected, rtol=1e-6)
 
 
 def test_inference_is_checked_when_it_is_assigned():

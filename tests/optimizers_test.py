@@ -216,6 +216,17 @@ def test_accumulated_gradients_count_as_one_step():
     assert len(model.optimizer._variables) == 2  # no accumulators of the wrapper's own
 
 
+@pytest.mark.parametrize("loss_scaling", [False, True])
+def test_an_optimizer_goes_on_when_a_model_is_compiled_again(loss_scaling):
+    adam = keras.optimizers.Adam()
+    optimizer = keras.optimizers.LossScaleOptimizer(adam) if loss_scaling else adam
+    model, data = small_model(optimizer=optimizer)
+    for steps in (1, 2):
+        model.train_on_batch(*data)
+        assert int(relax_optimizer(model.optimizer).iterations) == steps == int(adam.iterations)
+        model.compile(optimizer, loss="mse")
+
+
 @pytest.mark.parametrize("estimator", ["relax", "reinforce"])
 @pytest.mark.parametrize("loss_scaling", [False, True])
 def test_averaged_weights_are_swapped_in_for_evaluation(estimator, loss_scaling):

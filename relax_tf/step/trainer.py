@@ -39,6 +39,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
     _rows_are_alike = False
     # Whether the graph of a functional model says what depends on what; `check` finds out.
     _graph_tells = True
+    _relax_optimizer = None
 
     # The cost.
 
@@ -223,6 +224,10 @@ class RelaxTrainer(EvaluationSteps, Logs):
         Returns:
             The metrics so far by name, of this replica.
         """
+        if not self.compiled:
+            raise ValueError(
+                f"a training step needs an optimizer: call `compile` of {self.name!r} first."
+            )
         self._check_model()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
@@ -273,7 +278,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
 
     @property
     def optimizer(self) -> keras.optimizers.Optimizer:
-        """The compiled optimizer: a `RelaxOptimizer`, inside loss scaling if there is any."""
+        """A `RelaxOptimizer`, inside loss scaling if there is any; None before `compile`."""
         return self._relax_optimizer
 
     @optimizer.setter
