@@ -15,7 +15,7 @@ def get_config():
     config.log_every = 2_000  # steps between validations
     # Runs: an architecture, steps, a learning rate, and the estimators that try it.
     deep = ["midpoint+flip", "flip", "rebar", "relaxed_rebar", "relaxed_disarm", "disarm"]
-    one_hot = ["midpoint", "flip", "rebar", "relaxed_rebar", "rloo", "relax"]
+    one_hot = ["midpoint", "flip", "rebar", "relaxed_rebar", "rloo", "arms", "relax"]
     everyone = [*DIFFERENTIABLE, *BLACK_BOX, *BIASED]
     config.runs = [
         ("linear1", 30_000, "1e-3", everyone),
@@ -25,7 +25,7 @@ def get_config():
         ("nonlinear", 20_000, "5e-4", ["midpoint", *deep[1:], "nvil", "reinmax"]),
         ("nonlinear", 20_000, "1e-3", ["midpoint", "flip", "rebar", "disarm"]),
         ("categorical", 20_000, "1e-3", [*one_hot, "reinmax"]),
-        ("categorical", 20_000, "3e-3", ["midpoint", "flip", "rebar", "rloo"]),
+        ("categorical", 20_000, "3e-3", ["midpoint", "flip", "rebar", "rloo", "arms"]),
     ]
     # Nats of validation ELBO to reach.
     config.targets = {
