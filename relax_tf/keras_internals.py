@@ -55,6 +55,11 @@ def inner_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The variables that a layer itself has; `weights` lists those of its inner layers too."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
 def seed_generators(layer: keras.layers.Layer) -> list[keras.random.SeedGenerator]:
     """A layer's own generators: Keras saves no state of theirs, and lists them nowhere."""
     return layer._seed_generators
@@ -160,6 +165,31 @@ def current_call() -> Any:
 def variables_of(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """What an optimizer was built for, in order; `variables` are its own."""
     return optimizer._trainable_variables
+
+
+@contextlib.contextmanager
+def schedule_replaced(optimizer: keras.optimizers.Optimizer, rate: float) -> Iterator[Any]:
+    """Meanwhile an optimizer has this rate in place of a schedule or a function, which it yields.
+
+    None if it has neither. `learning_rate` is the number of today, and `get_config` fails for
+    schedules that have none.
+    """
+    own = optimizer._learning_rate
+    if not callable(own):
+        yield None
+        return
+    try:
+        optimizer._learning_rate = rate
+        yield own
+    finally:
+        optimizer._learning_rate = own
+
+
+def copy_exclusions(source: keras.optimizers.Optimizer, target: keras.optimizers.Optimizer) -> None:
+    """What `exclude_from_weight_decay` was told holds for both: no configuration has it."""
+    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
+        if hasattr(source, name):
+            setattr(target, name, getattr(source, name))
 
 
 def refuse_unknown(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> None:

@@ -72,7 +72,8 @@ def as_sample(action: Any, dist: Distribution) -> tf.Tensor:
 
 def draw_of(dist: Distribution, action: tf.Tensor, z: Any, seed: tf.Tensor) -> Draw:
     """The draw behind actions: of a given `z`, or of one drawn from `p(z|action)`."""
-    if z is None:
+    given = z is not None
+    if not given:
         z = dist.conditional_draw(action, seed) if dist.discrete else action
     z = real_tensor(z, "z", dist.dtype)
     if not z.shape.is_compatible_with(dist.shape):
@@ -81,11 +82,18 @@ def draw_of(dist: Distribution, action: tf.Tensor, z: Any, seed: tf.Tensor) -> D
             f"Received shape: {tuple(z.shape)}"
         )
     b = dist.harden(z)
+    expected = (
+        "`z` must be the variable that `action` was read from, action = H(z)"
+        if given
+        else "`action` must be made of samples of the distribution, values of its support"
+    )
     known = [tf.get_static_value(value) for value in (action, b)]
-    if known[0] is not None and known[1] is not None and (abs(known[0] - known[1]) > 1e-4).any():
+    if any(value is None for value in known):
+        tf.debugging.assert_near(action, b, atol=1e-4, message=expected)
+    elif (differ := abs(known[0] - known[1]) > 1e-4).any():
+        steps = len(differ)
         raise ValueError(
-            "`z` must be the variable that `action` was read from, action = H(z). They disagree in "
-            f"{int((abs(known[0] - known[1]) > 1e-4).reshape(len(known[0]), -1).any(-1).sum())} of "
-            f"{len(known[0])} steps"
+            f"{expected}. Received: others in {differ.reshape(steps, -1).any(-1).sum()} of {steps} "
+            "steps"
         )
     return Draw(tf.stop_gradient(b), tf.stop_gradient(z))

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import relax_tf
 from tests.suspects import Binary, Dense, X, Y
@@ -19,6 +20,18 @@ class Penalty(keras.layers.Layer):
 
     def call(self, x):
         self.add_loss(self.factor * keras.ops.mean(x))
+        return x
+
+
+class Of(keras.layers.Layer):
+    """Adds what a function of the samples says."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, x):
+        self.add_loss(self.function(x))
         return x
 
 
@@ -111,3 +124,32 @@ def test_backpropagation_trains_with_a_loss_on_samples(estimator):
     before = np.mean(layer.mean(X))
     model.fit(X, Y, batch_size=12, epochs=200, verbose=0)
     assert np.mean(layer.mean(X)) < before - 0.2
+
+
+HIDDEN = {
+    "noise": lambda b: 10 * tf.reduce_mean(b) + tf.random.normal([]),
+    "a large constant": lambda b: 1e4 + 0.1 * tf.reduce_mean(b),
+    "a larger constant": lambda b: 1e5 + tf.reduce_mean(b),
+}
+
+
+@pytest.mark.parametrize("estimator", ["relax", "flip", "rloo"])
+@pytest.mark.parametrize("by", HIDDEN)
+def test_neither_noise_nor_size_hides_a_loss_on_samples(by, estimator):
+    with pytest.raises(ValueError, match=REFUSED):
+        model_of(estimator, Of(HIDDEN[by])).check(X, Y)
+
+
+INDEPENDENT = {
+    "noise": lambda b: tf.random.normal([]),
+    "a constant": lambda b: tf.constant(1e4),
+    "lengths that are all 1": lambda b: (
+        1e3 * tf.reduce_mean(tf.linalg.normalize(b + 0.1, axis=-1)[0] ** 2)
+    ),
+    "an order, which has no derivative": lambda b: tf.cast(tf.reduce_sum(tf.argsort(b)), b.dtype),
+}
+
+
+@pytest.mark.parametrize("kind", INDEPENDENT)
+def test_losses_that_no_sample_moves_pass(kind):
+    model_of("relax", Of(INDEPENDENT[kind])).check(X, Y)

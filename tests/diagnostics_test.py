@@ -254,3 +254,41 @@ def test_repeated_checks_do_not_look_like_repeated_tracing(caplog):
         model.compile("sgd", loss="mse")
         model.check(*data())
     assert "retracing" not in caplog.text
+
+
+@pytest.mark.parametrize("num_draws", [2, 3])
+def test_few_draws_condemn_no_estimator(num_draws):
+    """Of 2 draws Student's t is beyond 4 in one case of six; 40 verdicts, none may be wrong."""
+    dist = Bernoulli(tf.constant([[0.4, -0.2]]))
+    cost = lambda b: tf.reduce_sum((b - 0.3) ** 2, -1) + b[..., 0] * b[..., 1]  # noqa: E731
+    estimator = estimators.get("rebar")
+    found = [
+        diagnostics.check_unbiased(estimator, dist, cost, num_draws=num_draws, seed=seed)
+        for seed in range(40)
+    ]
+    assert all(each.unbiased for each in found)
+    assert max(np.abs(each.z_scores).max() for each in found) > 10
+
+
+class Plain(relax_tf.RelaxModel):
+    """A cost that mixes its arguments, which then must be of one dtype."""
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        return tf.reduce_sum((y_pred - y) ** 2, -1)
+
+
+def test_diagnostics_take_the_arrays_that_fit_takes():
+    def build(estimator):
+        first, second = keras.Input([2]), keras.Input([2], optional=True)
+        outputs = relax_tf.StochasticBinaryLayer(3, estimator, name="b")(first)
+        model = Plain([first, second], outputs)
+        model.compile("sgd")
+        return model
+
+    x, y = [np.ones([8, 2]), None], np.full([8, 3], 0.3)  # float64
+    model = build("rebar")
+    callback = diagnostics.GradientVariance(x, y, num_draws=3)
+    model.fit(x, y, verbose=0, callbacks=[callback])
+    assert diagnostics.gradient_variance(model, x, y, num_draws=3).layers["b"] > 0
+    result = diagnostics.compare(build, ["rebar"], x, y, num_draws=3, adapt_steps=2)
+    assert result.variances["rebar"]["b"] > 0

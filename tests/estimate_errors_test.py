@@ -26,6 +26,20 @@ def built_for_three_units():
     return estimator
 
 
+def reused(name, other, first=DIST):
+    def cost(b):
+        return tf.reduce_sum(b, list(range(b.shape.rank - first.shape.rank + 1, b.shape.rank)))
+
+    estimator = estimators.get(name)
+    estimate(estimator, first, cost)
+    estimate(estimator, other, cost)
+
+
+WIDER = Bernoulli(tf.zeros([4, 5]))
+TABLE = Bernoulli(tf.zeros([4, 2, 3]))
+ONE_HOT_TABLE = OneHotCategorical(tf.zeros([4, 2, 3]))
+
+
 def returning(gradient, dist=DIST):
     """An estimate by an estimator of one's own that returns this."""
 
@@ -42,6 +56,12 @@ def unused_output(network_output):
 
 WRONG = [
     # estimate().
+    *(
+        (lambda name=name: reused(name, WIDER), ValueError, r"theta of .*\(None, 3\).*\(4, 5\)")
+        for name in ("flip", "midpoint")
+    ),
+    (lambda: reused("flip", ONE_HOT_TABLE, TABLE), ValueError, "built for binary.*OneHot"),
+    (lambda: reused("flip", TABLE, ONE_HOT_TABLE), ValueError, "built for one-hot.*Bernoulli"),
     (lambda: estimate(dist=tf.zeros([4, 3])), TypeError, "`dist`.*relax_tf.distributions"),
     (lambda: estimate(cost=3.0), TypeError, "`cost`.*callable.*3.0"),
     (lambda: estimate(cost=lambda b: b), ValueError, r"one value per example.*\(4,\).*\(4, 3\)"),
@@ -60,7 +80,7 @@ WRONG = [
     (
         lambda: estimate(built_for_three_units(), context=tf.ones([4, 2])),
         ValueError,
-        "built for a `context` of None numbers.*Received: 2",
+        "built without a `context`.*Received: 2",
     ),
     (lambda: estimate("reinforce", cots=3), TypeError, "cots"),
     (

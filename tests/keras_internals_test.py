@@ -215,6 +215,43 @@ def test_an_optimizer_says_what_it_was_built_for():
         internals.refuse_unknown(optimizer, [keras.Variable([3.0])])
 
 
+def test_a_schedule_is_replaced_for_a_while():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.1)
+    optimizer = keras.optimizers.SGD(schedule)
+    with internals.schedule_replaced(optimizer, 0.25) as own:
+        assert own is schedule, RELEASE
+        assert optimizer.get_config()["learning_rate"] in (0.25, 0.5), RELEASE  # no dict
+    np.testing.assert_allclose(optimizer.learning_rate, 0.5, err_msg=RELEASE)
+    with internals.schedule_replaced(keras.optimizers.SGD(0.125), 0.25) as own:
+        assert own is None, RELEASE
+
+
+def test_exclusions_from_weight_decay_are_copied():
+    source, target = keras.optimizers.SGD(1e-6, weight_decay=1e5), keras.optimizers.SGD(1e-6)
+    target.weight_decay = 1e5
+    source.exclude_from_weight_decay(var_names=["kept"])
+    internals.copy_exclusions(source, target)
+    variables = [keras.Variable([1.0], name=name) for name in ("kept", "decayed")]
+    target.build(variables)
+    target.apply([tf.zeros([1]), tf.zeros([1])])
+    np.testing.assert_allclose([float(v[0]) for v in variables], [1.0, 0.9], err_msg=RELEASE)
+
+
+def test_a_layer_s_own_variables_are_not_those_of_inner_layers():
+    class Outer(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.layers.Dense(1)
+            self.own = self.add_weight(shape=())
+            self.count = self.add_weight(shape=(), trainable=False)
+
+    outer = Outer()
+    outer.inner.build([None, 2])
+    assert len(outer.weights) == 4
+    found = {id(variable) for variable in internals.own_variables(outer)}
+    assert found == {id(outer.own), id(outer.count)}, RELEASE
+
+
 def test_averages_are_where_the_callback_looks():
     class Optimizer(internals.SwappedAverages, keras.optimizers.MultiOptimizer):
         def _optimizers_of_averages(self):

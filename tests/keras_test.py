@@ -514,3 +514,32 @@ def test_without_a_kernel_set_weights_is_keras_s():
     layer(tf.zeros([2, 3]))
     layer.set_weights([np.ones(3)])
     np.testing.assert_array_equal(layer.prior_logits, np.ones(3))
+
+
+# Inputs that are not there.
+
+
+class OfDict(relax_tf.RelaxModel):
+    """A subclassed model that is built by its first batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.b = relax_tf.StochasticBinaryLayer(3, name="b")
+        self.parameters_ = relax_tf.Parameters([2])
+
+    def call(self, x):
+        return keras.ops.concatenate([self.b(x["x"]), self.parameters_([x["a"], x["x"]])], -1)
+
+
+def test_optional_inputs_may_be_none():
+    x, y = np.ones([8, 2], "f"), np.full([8, 5], 0.3, "f")
+    first, second = keras.Input([3], optional=True), keras.Input([2])
+    functional = relax_tf.RelaxModel(
+        [first, second], relax_tf.StochasticBinaryLayer(5, name="b")(second)
+    )
+    for model, inputs in ((functional, [None, x]), (OfDict(), {"a": None, "x": x})):
+        model.compile("sgd", loss="mse")
+        model.fit(inputs, y, verbose=0)
+        model.evaluate(inputs, y, verbose=0)
+        model.train_on_batch(inputs, y)
+        assert model.predict(inputs, verbose=0).shape == (8, 5)

@@ -62,6 +62,19 @@ class ScalarCost(Sequence):
         return tf.reduce_mean(y_pred)
 
 
+class Nested(Sequence):
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        return {"parts": {"one": total(y_pred)}}
+
+
+def other_context():
+    inputs = keras.Input([3])
+    first = keras.layers.Lambda(lambda x: x[:1])(inputs)
+    model = relax_tf.RelaxModel(inputs, layer(estimator="relax")(inputs, context=first))
+    model.compile("sgd", loss="mse", run_eagerly=True)
+    return model
+
+
 def train(model, y=None, **arguments):
     model.compile("sgd", run_eagerly=True, **arguments)
     return model.train_on_batch(np.zeros([4, 3], "f"), y)
@@ -113,6 +126,9 @@ WRONG = [
     (lambda: layer(seed=1.5), ValueError, "`seed` must be an integer.*1.5"),
     (lambda: layer(use_bias="no"), TypeError, "`use_bias`.*True or False.*'no'"),
     (lambda: layer(kernel_initializer="xavier"), ValueError, "initializer.*xavier"),
+    (lambda: layer()(tf.zeros([2, 3]), output="mode"), ValueError, "`output`.*'sample'.*'mode'"),
+    (lambda: layer()(keras.Input([3]), output="mode"), ValueError, "`output`.*'sample'.*'mode'"),
+    (lambda: setattr(layer(), "prior", "uniform"), ValueError, "`prior`.*new layer.*'uniform'"),
     (lambda: layer(estimator=3), TypeError, "an estimator is named by.*3"),
     (lambda: layer(estimator="reinforce")(tf.zeros([3])), ValueError, r"min_ndim=2.*\(3,\)"),
     (lambda: layer()(keras.Input([])), ValueError, r"min_ndim=2.*\(None,\)"),
@@ -177,6 +193,13 @@ WRONG = [
     (lambda: functional().compile(3), ValueError, "optimizer identifier: 3"),
     (lambda: train(functional(), loss="mse"), ValueError, "needs targets.*y=None"),
     (lambda: train(functional(), np.zeros([4, 2]), loss="msee"), ValueError, "loss.*: msee"),
+    (lambda: setattr(functional(), "certify", "no"), TypeError, "`certify`.*True or False.*'no'"),
+    (lambda: train(Nested(layer())), ValueError, "each under a name.*'parts': 'dict'"),
+    (
+        lambda: other_context().fit(np.zeros([4, 3]), np.zeros([4, 2]), verbose=0),
+        ValueError,
+        r"`context`.*batch of `dist`, 4.*\(1, 3\)",
+    ),
     (lambda: train(ScalarCost(layer())), ValueError, r"one value per example.*\(4,\).*\(\)"),
     (lambda: train(Sequence(layer(name="a"), layer(name="a"))), ValueError, "both named 'a'"),
     (

@@ -292,3 +292,37 @@ def test_a_draw_of_the_distribution_s_own_will_do(problem, name):
     draw = dist.draw(seed=1, sample_shape=(estimator.num_samples,))
     gradients = estimator.estimate(dist, problem, draw=draw, seed=2).gradient
     assert np.abs(z_scores(gradients, problem.gradient(problem.theta))).max() < 4.5
+
+
+class Own(estimators.MultiSampleEstimator):
+    """Leave-one-out, as one writes it by CONTRIBUTING.md: nothing said of the objective."""
+
+    def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
+        return estimators.rloo_gradient(dist, draw.b, f_b), None
+
+
+class Vector(Own):
+    def combine(self, f_b):
+        return f_b
+
+
+def test_an_estimator_of_one_s_own_has_the_objective_and_the_step_of_rloo():
+    steps = []
+    for estimator in (Own(num_samples=3), estimators.Rloo(num_samples=3)):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input([3])
+        b = relax_tf.StochasticBinaryLayer(4, estimator, seed=1, name="b")(inputs)
+        model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(b))
+        model.compile(keras.optimizers.SGD(1.0), loss="mse")
+        before = [variable.numpy() for variable in model.trainable_variables]
+        model.train_on_batch(X1, Y1)
+        after = [variable.numpy() for variable in model.trainable_variables]
+        steps.append([a - b for a, b in zip(after, before, strict=True)])
+    for own, rloo in zip(*steps, strict=True):
+        np.testing.assert_allclose(own, rloo, rtol=1e-5, atol=1e-7)
+    assert np.abs(steps[0][0]).max() > 0
+
+
+def test_an_objective_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"`combine` of estimator 'Vector'.*\(5,\).*\(3, 5\)"):
+        Vector(3).estimate(Bernoulli(theta_of(5)), lambda b: tf.reduce_sum(b, -1))

@@ -3,6 +3,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import relax_tf
 from relax_tf.control_variates import mark_control_variates
@@ -281,3 +282,87 @@ def test_a_fit_without_a_step_returns(optimizer):
     x = np.zeros([4, 3], "f")
     assert model.fit(x, x[:, :2], epochs=2, initial_epoch=2, verbose=0).history == {}
     model.fit(x, x[:, :2], epochs=3, initial_epoch=2, verbose=0)
+
+
+class Decay(keras.optimizers.schedules.LearningRateSchedule):
+    """As tutorials write them: no configuration, not registered."""
+
+    def __call__(self, step):
+        return 0.4 / (keras.ops.cast(step, "float32") + 1)
+
+
+class Described(Decay):
+    def get_config(self):
+        return {}
+
+
+class Boosted(keras.optimizers.SGD):
+    """Without the configuration that its constructor needs."""
+
+    def __init__(self, learning_rate, boost, name="boosted"):
+        super().__init__(learning_rate, name=name)
+        self.boost = boost
+
+
+def a_rate():
+    return 0.04
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"), [(Decay(), 0.2), (Described(), 0.2), (a_rate, 0.04), (lambda: 2e-4, 2e-4)]
+)
+def test_schedules_and_functions_need_no_configuration(rate, expected):
+    model, data = small_model(optimizer=keras.optimizers.Adam(rate))
+    model.fit(*data, verbose=0)
+    optimizer = model.optimizer
+    np.testing.assert_allclose(optimizer.learning_rate, expected, rtol=1e-6)
+    of_control_variates = optimizer.control_variate_optimizer.learning_rate
+    np.testing.assert_allclose(of_control_variates, min(expected, 1e-3), rtol=1e-6)
+
+
+def test_an_optimizer_with_a_function_loads(tmp_path):
+    model, data = small_model(optimizer=keras.optimizers.SGD(a_rate))
+    model.fit(*data, verbose=0)
+    model.save(tmp_path / "model.keras")
+    known = {"a_rate": a_rate}
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects=known)
+    loaded.fit(*data, verbose=0)
+    rates = loaded.optimizer.learning_rate, loaded.optimizer.control_variate_optimizer.learning_rate
+    np.testing.assert_allclose(rates, [0.04, 1e-3], rtol=1e-6)
+
+
+def test_an_optimizer_that_cannot_be_copied_is_told_what_to_do():
+    with pytest.raises(ValueError, match=r"(?s)no Boosted can be made.*RelaxOptimizer\("):
+        small_model(optimizer=Boosted(0.1, boost=2.0))
+    both = relax_tf.RelaxOptimizer(Boosted(0.1, boost=2.0), "sgd")
+    model, data = small_model(optimizer=both)
+    model.fit(*data, verbose=0)
+
+
+def test_exclusions_from_weight_decay_hold_for_the_copy():
+    optimizer = keras.optimizers.SGD(1e-6, weight_decay=1e5)
+    optimizer.exclude_from_weight_decay(var_names=["scale"])
+    model, data = small_model("rebar", optimizer=optimizer)
+    model.train_on_batch(*data)
+    weights = {v.name: float(v) for v in model.get_layer("b").estimator.trainable_variables}
+    np.testing.assert_allclose(weights["scale"], 1.0, atol=1e-3)
+    assert weights["log_temperature"] != 0
+
+
+class Scaled(relax_tf.estimators.Estimator):
+    """A score function with a learned baseline; its `build` forgets the one of its base."""
+
+    def build(self, theta_shape, context_shape=None):
+        self.baseline = self.add_weight(name="baseline", shape=(), initializer="ones")
+
+    def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
+        credit = f_b - tf.convert_to_tensor(self.baseline)
+        return relax_tf.estimators.score_function_gradient(dist, draw.b, credit), None
+
+
+def test_what_an_estimator_makes_learns_by_the_control_variates_optimizer():
+    sgd = keras.optimizers.SGD
+    model, data = small_model(Scaled(), optimizer=relax_tf.RelaxOptimizer(sgd(0.0), sgd(0.1)))
+    model.train_on_batch(*data)
+    (baseline,) = model.get_layer("b").estimator.trainable_variables
+    assert float(baseline) != 1

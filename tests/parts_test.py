@@ -248,3 +248,31 @@ def test_no_false_alarm(loss, arguments):
         small = small_model(prior="uniform")  # two numbers an example
         small.compile("sgd", loss="mse")
         small.fit(*data(), verbose=0)
+
+
+class Named(relax_tf.RelaxModel):
+    """A cost of terms of these names."""
+
+    names = ("loss", "other")
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        return {name: tf.reduce_sum((y_pred - y) ** 2, -1) for name in self.names}
+
+
+@pytest.mark.parametrize("certify", [True, False])
+@pytest.mark.parametrize("name", ["loss", "relaxed_loss", "b_kl", "b_second_moment"])
+def test_a_term_may_not_have_the_name_of_another_metric(name, certify):
+    model = with_terms(Named)
+    model.names, model.certify = (name, "other"), certify
+    model.compile("sgd")
+    for call in (model.fit, model.evaluate):
+        with pytest.raises(ValueError, match=f"a metric of this name already.*Received: '{name}'"):
+            call(*data(), verbose=0)
+
+
+def test_a_term_may_not_have_the_name_of_a_compiled_metric():
+    model = with_terms(Named)
+    model.names = ("mae", "other")
+    model.compile("sgd", metrics=["mae"])
+    with pytest.raises(ValueError, match=r"a metric of this name already.*Received: 'mae'"):
+        model.fit(*data(), verbose=0)

@@ -345,6 +345,7 @@ def gradient(
 WRONG = [
     (lambda: gradient(estimator=3), TypeError, "`estimator`.*Received: 3"),
     (lambda: gradient(dist=tf.zeros([4, 3])), TypeError, "`dist` must be a distribution"),
+    (lambda: gradient(action=[[0.5, 0.5, 0]] * 4), ValueError, "`action`.*support.*4 of 4 steps"),
     (lambda: gradient("lax"), ValueError, "'lax' is defined for continuous"),
     (lambda: gradient("rebar"), ValueError, "known at the action taken only.*Rebar"),
     (lambda: gradient("muprop"), ValueError, "known at the action taken only.*Muprop"),
@@ -408,3 +409,20 @@ def test_nvil_without_averages_survives_its_config():
     assert estimator.decay is None
     assert not estimator.non_trainable_variables
     assert isinstance(estimator, keras.layers.Layer)
+
+
+@pytest.mark.parametrize(
+    ("dist", "action"),
+    [
+        (OneHotCategorical(tf.zeros([2, 3])), [0, 7]),
+        (Bernoulli(tf.zeros([2, 1]), support=(-1, 1)), [[1.0], [0.0]]),
+    ],
+)
+def test_actions_that_cannot_be_are_named_in_a_graph_too(dist, action):
+    @tf.function(autograph=False)
+    def in_graph(action):
+        returns = tf.ones([2])
+        return policy_gradient(estimators.Reinforce(), dist, action, None, returns).gradient
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`action` must be made of samples"):
+        in_graph(tf.constant(action))

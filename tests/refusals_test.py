@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import relax_tf
 from relax_tf.estimators.score_function import score_function_gradient
+from relax_tf.step.sharing import refuse_shared_layers
 from tests.suspects import LoadBalanced, X, Y, model_of
 
 Binary = relax_tf.StochasticBinaryLayer
@@ -141,6 +142,33 @@ def test_a_network_that_shares_a_layer_with_the_model_is_refused_by_name(fresh):
         return
     with pytest.raises(ValueError, match=r"layer 'b' shares the layers \['trunk'\]"):
         model.fit(X, Y, verbose=0)
+
+
+class Borrowing(keras.layers.Layer):
+    """A control variate with a weight of the decoder's."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def call(self, x):
+        return tf.reduce_sum(x, -1) * tf.reduce_sum(self.weight)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_network_that_shares_a_weight_with_the_model_is_refused_by_name(trainable):
+    head = Dense(3, name="head")
+    head.build([None, 4])
+    head.trainable = trainable
+    b = Binary(4, relax_tf.estimators.Relax(control_variate=Borrowing(head.kernel)), name="b")
+    inputs = keras.Input([3])
+    model = relax_tf.RelaxModel(inputs, head(b(inputs)))
+    model.compile("sgd", loss="mse")
+    if trainable:
+        with pytest.raises(ValueError, match=r"layer 'b' shares the layers \['head'\]"):
+            model.fit(X, Y, verbose=0)
+    else:
+        refuse_shared_layers(model)
 
 
 def test_vimco_refuses_a_summed_loss():

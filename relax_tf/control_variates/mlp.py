@@ -124,9 +124,10 @@ class MLP(ControlVariate):
         for name, built, part in zip(("z", "context"), self._sizes, (z, context), strict=True):
             given = None if part is None else part.shape[-1]
             if built != given:
+                known = f"for a `{name}` of {built} numbers an example"
                 raise ValueError(
-                    f"the network {self.name!r} was built for a `{name}` of {built} numbers an "
-                    f"example. Received: {given}"
+                    f"the network {self.name!r} was built "
+                    f"{f'without a `{name}`' if built is None else known}. Received: {given}"
                 )
 
     def call(self, z, context=None):

@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
 from relax_tf.diagnostics.variance import gradient_variance
+from relax_tf.step.hard_pass import as_batch
 from relax_tf.step.trainer import RelaxTrainer
 from relax_tf.validation import function, positive_integer
 
@@ -126,10 +126,7 @@ def compare(
     estimators = _checked_ids(estimators)
     if adapt_steps != 0:
         positive_integer(adapt_steps, "adapt_steps")
-    x, y = (
-        None if part is None else keras.tree.map_structure(tf.convert_to_tensor, part)
-        for part in (x, y)
-    )
+    x, y, _ = as_batch(x, y)
     variances, evaluations = {}, {}
     for estimator in estimators:
         model = build_model(estimator)

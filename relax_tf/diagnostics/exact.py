@@ -10,7 +10,7 @@ from relax_tf.distributions.base import Distribution, over_event
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators import Estimator
 from relax_tf.estimators.estimate import Cost, check_problem, evaluate_cost
-from relax_tf.validation import positive_integer, positive_number
+from relax_tf.validation import integer_of_at_least, positive_number
 
 
 def exact_gradient(dist: Distribution, cost: Cost) -> tf.Tensor:
@@ -49,8 +49,9 @@ class Certificate(NamedTuple):
     """What `check_unbiased` found.
 
     Attributes:
-        unbiased: whether every coordinate's |z| is below the threshold. A small bias takes many
-            draws to be seen: `concrete` and `reinmax` may pass with few.
+        unbiased: whether every coordinate's |z| is below the threshold (of few draws, Student's
+            t). A small bias takes many draws to be seen: `concrete` and `reinmax` may pass with
+            few.
         z_scores: how many standard errors the mean estimate is from the exact gradient.
         mean, standard_error: of the estimates.
         exact: the exact gradient.
@@ -88,7 +89,7 @@ def check_unbiased(
         estimator: an Estimator with its variables as they are; train or shake them first, at
             their initial values terms may vanish. Or the id of one, with initial values.
         dist, cost, context: as in `Estimator.estimate`.
-        num_draws: number of estimates.
+        num_draws: number of estimates, at least 2.
         exact: the exact gradient, in the structure of theta; by default
             `exact_gradient(dist, cost)`, which a continuous distribution does not have.
         threshold: of |z|, for the verdict.
@@ -107,7 +108,7 @@ def check_unbiased(
     >>> relax_tf.diagnostics.check_unbiased(estimator, dist, cost, num_draws=2000).unbiased
     True
     """
-    num_draws = positive_integer(num_draws, "num_draws")
+    num_draws = integer_of_at_least(2, num_draws, "num_draws")
     threshold = positive_number(threshold, "threshold")
     estimator = estimators.get(estimator)
     check_problem(dist, cost)
@@ -146,7 +147,7 @@ def check_unbiased(
     totals, squares = (np.stack(part) for part in sums)
     exact_stack = np.stack(leaves)
     error = totals / num_draws
-    variance = np.maximum(squares / num_draws - error**2, 0)
+    variance = np.maximum(squares - num_draws * error**2, 0) / (num_draws - 1)
     rounding = 8 * np.finfo(dist.dtype.as_numpy_dtype).eps * (size + np.abs(exact_stack))
     standard_error = np.maximum(np.sqrt(variance / num_draws), rounding)
     z_scores = error / standard_error
@@ -155,13 +156,19 @@ def check_unbiased(
         return tf.nest.pack_sequence_as(dist.theta, list(stack))
 
     return Certificate(
-        unbiased=bool(np.abs(z_scores).max() < threshold),
+        unbiased=bool(_as_normal(np.abs(z_scores), num_draws - 1).max() < threshold),
         z_scores=like_theta(z_scores),
         mean=like_theta(exact_stack + error),
         standard_error=like_theta(standard_error),
         exact=like_theta(exact_stack),
         variance=like_theta(variance),
     )
+
+
+def _as_normal(t: np.ndarray, degrees: int) -> np.ndarray:
+    """The deviate of a normal distribution as unlikely as this one of Student's (Wallace 1959)."""
+    factor = (8 * degrees + 1) / (8 * degrees + 3)
+    return factor * np.sqrt(degrees * np.log1p(t**2 / degrees))
 
 
 def _check_like_theta(exact: Any, dist: Distribution) -> None:

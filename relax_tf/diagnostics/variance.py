@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
 from relax_tf.keras_internals import all_layers, seed_generators
+from relax_tf.step.hard_pass import as_batch
 from relax_tf.step.trainer import RelaxTrainer
 from relax_tf.validation import integer_of_at_least, positive_integer
 
@@ -56,7 +57,7 @@ def gradient_variance(
     if not isinstance(model, RelaxTrainer):
         raise TypeError(f"`model` must be a relax_tf.RelaxModel. Received: {model!r}")
     num_draws = integer_of_at_least(2, num_draws, "num_draws")
-    x, y = keras.tree.map_structure(tf.convert_to_tensor, (x, y)) if y is not None else (x, None)
+    x, y, _ = as_batch(x, y)
 
     @tf.function(autograph=False)
     def draw():

@@ -85,6 +85,11 @@ class Distribution:
             have `conditional_draw` and `conditional_vjp`, which equation 10 needs,
             `trapezoid_vjp`, which `reinmax` needs, and `neighbour`, `curved_vjp` and
             `curved_noise`, which `flip` needs.
+
+    A distribution of your own serves `reinforce` and `rloo` with `noise`, `from_noise`, `harden`,
+    `score`, `with_theta` and, for `exact_gradient`, `log_prob` and `enumerate`; a layer asks for
+    `mean` and `mode` besides, and with a prior for `kl_divergence`. `concrete`, `rebar`, `relax`
+    and what is made of them relax it: `relax`, `reparameterization_vjp`, and what is said above.
     """
 
     discrete: bool

@@ -25,7 +25,13 @@ from relax_tf.estimators.multi_sample import (
 )
 from relax_tf.estimators.muprop import Muprop, muprop_gradient
 from relax_tf.estimators.nvil import Nvil
-from relax_tf.estimators.pathwise import Concrete, Reinmax, Reparameterization, StraightThrough
+from relax_tf.estimators.pathwise import (
+    Concrete,
+    PathwiseEstimator,
+    Reinmax,
+    Reparameterization,
+    StraightThrough,
+)
 from relax_tf.estimators.rebar import Rebar, RelaxedRebar
 from relax_tf.estimators.relax import Lax, Relax, lax_gradient, relax_gradient
 from relax_tf.estimators.score_function import Reinforce, score_function_gradient
@@ -68,7 +74,8 @@ def get(identifier: str | dict[str, Any] | Estimator) -> Estimator:
 
     Raises:
         ValueError: for an unknown id.
-        TypeError: for anything else, and for settings that the estimator does not have.
+        TypeError: for anything else; from Keras, for settings in a config that the estimator does
+            not have or that are out of range.
 
     Example:
 
@@ -147,6 +154,7 @@ __all__ = [
     "MultiSampleEstimator",
     "Muprop",
     "Nvil",
+    "PathwiseEstimator",
     "Rebar",
     "Reinforce",
     "Reinmax",

@@ -98,9 +98,6 @@ class AntitheticEstimator(MultiSampleEstimator):
         first = super()._checked_draw(dist, draw, seed).z[0]
         return self.complete_draw(dist, first - dist.theta, None)
 
-    def combine(self, f_b):
-        return tf.reduce_mean(f_b, 0)
-
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["num_samples"]

@@ -1,8 +1,9 @@
 """What users hand to `Estimator.estimate` besides the distribution and the cost, checked.
 
-And what `estimate_gradient` of an estimator of one's own returns.
+And what methods of an estimator of one's own return.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -67,6 +68,27 @@ def checked_gradient(dist: Distribution, returned: Any, estimator_id: str) -> tu
             f"Received shape: {received}"
         )
     return gradient, loss
+
+
+def check_event(dist: Distribution, event: Sequence[int | None], estimator_id: str) -> None:
+    """Raises a ValueError unless `dist` has the variables that an estimator was built for."""
+    if not dist.shape[1:].is_compatible_with(event):
+        raise ValueError(
+            f"estimator {estimator_id!r} was built for a theta of shape {(None, *event)}, of whose "
+            "units it has learned something each: make a new one for another theta. "
+            f"Received shape: {tuple(dist.shape)}"
+        )
+
+
+def checked_objective(dist: Distribution, objective: Any, estimator_id: str) -> tf.Tensor:
+    """What `combine` returned: one number for each example, whose mean the surrogate is."""
+    if not objective.shape.is_compatible_with(dist.shape[:1]):
+        raise ValueError(
+            f"`combine` of estimator {estimator_id!r} must return the objective of each example, "
+            f"shape {tuple(dist.shape[:1])}, from costs of shape [num_samples, batch]. "
+            f"Received shape: {tuple(objective.shape)}"
+        )
+    return objective
 
 
 def _fits(gradient: Any, theta: Any) -> bool:

@@ -174,9 +174,6 @@ class Arms(MultiSampleEstimator):
             return draw
         return self.complete_draw(dist, draw.z[0] - dist.theta, noise.fold_in(seed, 2))
 
-    def combine(self, f_b):
-        return tf.reduce_mean(f_b, 0)
-
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
         binary = isinstance(dist, Bernoulli)
         gradient = arms_gradient if binary else categorical_arms_gradient

@@ -13,7 +13,12 @@ import tensorflow as tf
 from relax_tf.control_variates import mark_control_variates
 from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.distributions.noise import fold_in, make_seed
-from relax_tf.estimators.arguments import checked_context, checked_draw, checked_gradient
+from relax_tf.estimators.arguments import (
+    checked_context,
+    checked_draw,
+    checked_gradient,
+    checked_objective,
+)
 from relax_tf.estimators.estimate import (
     Cost,
     Estimate,
@@ -23,7 +28,7 @@ from relax_tf.estimators.estimate import (
     package,
     second_moment,
 )
-from relax_tf.estimators.learning import if_due
+from relax_tf.estimators.learning import gradients_of_phi, if_due
 from relax_tf.estimators.terms import Term
 
 _EXAMPLES = {
@@ -44,7 +49,7 @@ class Estimator(keras.layers.Layer):
         needs_cost: whether the estimator must evaluate the cost itself. Those that need not
             (`concrete`, `straight_through`, `reinmax`, `reparameterization`) work by ordinary
             backpropagation through the sample that they emit, so a layer that uses them trains
-            in any Keras model.
+            in any Keras model; they are subclasses of `PathwiseEstimator`.
         learns_from_gradient: whether phi minimises the second moment of the gradient, besides
             what loss the estimator may have of its own.
         replay: what stochastic layers downstream emit while this estimator evaluates the cost
@@ -107,6 +112,14 @@ class Estimator(keras.layers.Layer):
         """
         mark_control_variates(self.variables)
 
+    def ensure_built(
+        self, theta_shape: tf.TensorShape, context_shape: tf.TensorShape | None
+    ) -> None:
+        """`build`, if that is still to be done; a subclass may have left out `super().build`."""
+        if not self.built:
+            self.build(tuple(theta_shape), None if context_shape is None else tuple(context_shape))
+        mark_control_variates(self.variables)
+
     # What a subclass defines.
 
     def emit(self, dist: Distribution, draw: Draw) -> tf.Tensor:
@@ -136,7 +149,10 @@ class Estimator(keras.layers.Layer):
         return []
 
     def combine(self, f_b: tf.Tensor) -> tf.Tensor:
-        """The objective of each example, `[batch]`, from the values of the cost."""
+        """The objective of each example, `[batch]`, from the values of the cost.
+
+        Of several samples their mean, unless a subclass says otherwise.
+        """
         return f_b
 
     def observe(self, f_b: tf.Tensor, context: tf.Tensor | None) -> None:
@@ -241,9 +257,7 @@ class Estimator(keras.layers.Layer):
         `objective` turns the gradient per example into the scalar that phi minimises, unless the
         estimator has a loss of its own.
         """
-        if not self.built:
-            context_shape = None if context is None else tuple(context.shape)
-            self.build(tuple(dist.shape), context_shape)
+        self.ensure_built(dist.shape, None if context is None else context.shape)
         gradient, loss = self._learn(
             dist.detached(),
             Draw(*map(tf.stop_gradient, draw)),
@@ -253,7 +267,8 @@ class Estimator(keras.layers.Layer):
             fold_in(seed, 1),
             objective=objective,
         )
-        return package(dist, sample, self.combine(f_b), gradient, loss)
+        objective_of_each = checked_objective(dist, self.combine(f_b), self.id)
+        return package(dist, sample, objective_of_each, gradient, loss)
 
     def _learn(self, dist, *args, objective) -> tuple[Any, tf.Tensor]:
         """The gradient, cut off, and the loss of phi, cut off from everything but phi (eq. 16)."""
@@ -274,27 +289,7 @@ class Estimator(keras.layers.Layer):
         if not phi:
             return gradient, tf.stop_gradient(loss)
         values = [tf.convert_to_tensor(value) for value in phi]
-        phi_gradients = if_due(lambda: self._phi_gradients(tape, loss, phi), values)
+        phi_gradients = if_due(
+            lambda: gradients_of_phi(tape, loss, phi, self.trainable_variables, self.id), values
+        )
         return gradient, attach_gradient(loss, values, phi_gradients)
-
-    def _phi_gradients(self, tape, loss, phi) -> list[tf.Tensor]:
-        try:
-            gradients = tape.gradient(loss, phi)
-        except (
-            LookupError,
-            NotImplementedError,
-        ) as error:  # no gradient registered, or one that forbids a second
-            raise ValueError(
-                f"estimator {self.id!r} learns from the derivative of its control variate, so the "
-                "cost and the networks in it must be twice differentiable, but an operation in "
-                "them is not (see the error above). Use estimator='relax' or 'disarm', which do "
-                "not differentiate the cost, or 'muprop', which does so once."
-            ) from error
-        for variable, gradient in zip(self.trainable_variables, gradients, strict=True):
-            if gradient is None:
-                raise ValueError(
-                    f"the control variate's variable {variable.path!r} receives no gradient from "
-                    f"the loss of estimator {self.id!r}: it would stay untrained. Use it in the "
-                    "control variate, or set `trainable=False`."
-                )
-        return gradients

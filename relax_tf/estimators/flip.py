@@ -18,6 +18,7 @@ from relax_tf.control_variates import (
 )
 from relax_tf.distributions import Bernoulli
 from relax_tf.distributions.base import Distribution, flat_event, sum_event
+from relax_tf.estimators.arguments import check_event
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Cost, batch_mean, evaluate_cost
 from relax_tf.estimators.flip_gradient import (
@@ -115,11 +116,18 @@ class Flip(Estimator):
 
     def check_defined_for(self, family):
         super().check_defined_for(family)
+        binary = issubclass(family, Bernoulli)
         if not self.built:
-            self._binary = issubclass(family, Bernoulli)
+            self._binary = binary
+        elif self._learns and binary != self._binary:
+            raise ValueError(
+                f"estimator {self.id!r} was built for {'binary' if self._binary else 'one-hot'} "
+                f"variables: make a new one. Received: {family.__name__}"
+            )
 
     def build(self, theta_shape, context_shape=None):
-        units = tf.TensorShape(theta_shape[1:]).num_elements()
+        self._event = theta_shape[1:]
+        units = tf.TensorShape(self._event).num_elements()
         self._learns = self._curvature_argument is not False and bool(units)
         if self._learns:
             if self.curvature is None:
@@ -150,6 +158,8 @@ class Flip(Estimator):
         return estimate
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
+        if self._learns:
+            check_event(dist, self._event, self.id)
         if isinstance(cost, EvaluatedCost):
             df_db = cost.df_db
         else:

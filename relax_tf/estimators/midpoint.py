@@ -25,6 +25,7 @@ from relax_tf.control_variates import (
 from relax_tf.distributions import Bernoulli
 from relax_tf.distributions.base import Distribution, over_event, sum_event
 from relax_tf.estimators.antithetic import AntitheticEstimator, _check_pair
+from relax_tf.estimators.arguments import check_event
 from relax_tf.estimators.estimate import evaluate_cost
 from relax_tf.estimators.flip import finite_slopes
 from relax_tf.estimators.moving_moments import MovingMoments
@@ -111,7 +112,8 @@ class Midpoint(MultiSampleEstimator):
         return 3
 
     def build(self, theta_shape, context_shape=None):
-        event = [size or 1 for size in theta_shape[1:]]  # shared along axes of unknown size
+        self._event = theta_shape[1:]
+        event = [size or 1 for size in self._event]  # shared along axes of unknown size
         self.scale = self.add_weight(name="scale", shape=event, initializer="ones")
         super().build(theta_shape, context_shape)
 
@@ -126,10 +128,8 @@ class Midpoint(MultiSampleEstimator):
             return self.complete_draw(dist, draw.z[0] - dist.theta, None)
         return draw
 
-    def combine(self, f_b):
-        return tf.reduce_mean(f_b, 0)
-
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
+        check_event(dist, self._event, self.id)
         midpoint = tf.reduce_mean(draw.b, 0)
         _, slopes = by_backpropagation(lambda b: evaluate_cost(cost, b, dist), midpoint)
         if slopes is None:

@@ -107,6 +107,9 @@ class MultiSampleEstimator(Estimator):
     def evaluations(self) -> int:
         return self.num_samples
 
+    def combine(self, f_b):
+        return tf.reduce_mean(f_b, 0)
+
     def _estimate(self, dist, draw, cost, context, seed):
         cost = one_at_a_time(cost, dist.shape.rank) if self.fold else cost
         return super()._estimate(dist, draw, cost, context, seed)
@@ -152,9 +155,6 @@ class Rloo(MultiSampleEstimator):
 
     def __init__(self, num_samples: int = 4, **kwargs):
         super().__init__(num_samples, **kwargs)
-
-    def combine(self, f_b):
-        return tf.reduce_mean(f_b, 0)
 
     def estimate_gradient(self, dist, draw, f_b, cost, context, seed):
         return rloo_gradient(dist, draw.b, f_b), None

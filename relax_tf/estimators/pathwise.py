@@ -36,7 +36,23 @@ def pathwise_gradient(dist: Distribution, z: tf.Tensor, df_dz: tf.Tensor) -> Any
 
 
 class PathwiseEstimator(Estimator):
-    """Base of the estimators whose emitted sample carries a gradient, through z, to theta."""
+    """Base of the estimators whose emitted sample carries a gradient, through z, to theta.
+
+    A subclass says what it emits; `hard`, `unbiased` and `relies_on_derivative` say what that is.
+
+    Example: the relaxed sample itself, at a fixed temperature, a small `concrete`.
+
+    >>> class Relaxed(relax_tf.estimators.PathwiseEstimator):
+    ...     defined_for, unbiased, hard = ("discrete",), False, False
+    ...
+    ...     def emit(self, dist, draw):
+    ...         return dist.relax(draw.z, 0.5)
+    >>> inputs = keras.Input([4])
+    >>> b = relax_tf.StochasticBinaryLayer(3, Relaxed())(inputs)
+    >>> model = relax_tf.RelaxModel(inputs, b)
+    >>> model.compile("sgd", loss="mse")
+    >>> history = model.fit(tf.ones([8, 4]), tf.ones([8, 3]), verbose=0)
+    """
 
     needs_cost = False
 

@@ -10,6 +10,7 @@ from relax_tf import estimators
 from relax_tf.control_variates import default_networks
 from relax_tf.distributions import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
+from relax_tf.estimators.arguments import checked_context
 from relax_tf.keras_internals import mask_of, untrack
 from relax_tf.layers.alone import sample_alone
 from relax_tf.layers.passes import active_pass
@@ -17,6 +18,8 @@ from relax_tf.layers.prior import PriorLayer
 from relax_tf.layers.theta import ThetaLayer, is_nested
 from relax_tf.layers.tracked import Tracked
 from relax_tf.validation import boolean, one_of
+
+_OUTPUTS = ["sample", "mean"]
 
 
 class StochasticLayer(PriorLayer, ThetaLayer):
@@ -83,6 +86,12 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         # No property: Keras would save its variables under the name of what is behind it.
         if name == "estimator":
             value = self._new_estimator(value)
+        elif name == "prior" and hasattr(self, "prior"):
+            raise ValueError(
+                f"`prior` of layer {self.name!r} cannot be changed: it may have variables, and its "
+                "KL is logged. Make a new layer (`layer.get_config()` has its settings). "
+                f"Received: prior={value!r}"
+            )
         super().__setattr__(name, value)
 
     def _new_estimator(self, identifier: Any) -> estimators.Estimator:
@@ -146,9 +155,8 @@ class StochasticLayer(PriorLayer, ThetaLayer):
                 "instance."
             )
         self.estimator.owner = weakref.ref(self)
-        if not self.estimator.built:
-            with default_networks(local=not self.estimator.sees_whole_maps):
-                self.estimator.build(tuple(theta_shape), tuple(context_shape))
+        with default_networks(local=not self.estimator.sees_whole_maps):
+            self.estimator.ensure_built(theta_shape, context_shape)
         if self.estimator.trainable_variables:
             self.tracked.add("control_variate_norm")
 
@@ -196,24 +204,26 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         samples upstream; what depends on the sample would bias the estimate.
         """
         self._refuse_sparse(inputs, context)
-        if output == "mean":
+        if one_of(output, _OUTPUTS, "output") == "mean":
             return tf.cast(self.distribution(inputs).mean(), self.compute_dtype)
         self._refuse_mask_of_kl(inputs, mask, context)
         dist = self.distribution(inputs)
+        if context is None:
+            context = self._default_context(inputs, dist)
+        else:
+            context = checked_context(dist, context)
         current = active_pass()
         sample = (
             sample_alone(self, dist, training)
             if current is None
-            else current.emit(
-                self, dist, self._default_context(inputs, dist) if context is None else context
-            )
+            else current.emit(self, dist, context)
         )
         return tf.cast(sample, self.compute_dtype)
 
     def compute_output_spec(self, inputs, *args, **kwargs):
         context = kwargs.get("context")
         self._refuse_sparse(inputs, context)
-        if kwargs.get("output") != "mean":
+        if one_of(kwargs.get("output", "sample"), _OUTPUTS, "output") != "mean":
             self._refuse_mask_of_kl(inputs, kwargs.get("mask"), context)
         return super().compute_output_spec(inputs, *args, **kwargs)
 

@@ -67,7 +67,7 @@ class Parameters(keras.layers.Layer):
         )
 
     def call(self, inputs):
-        batch = tf.shape(keras.tree.flatten(inputs)[0])[:1]
+        batch = tf.shape(next(i for i in keras.tree.flatten(inputs) if i is not None))[:1]
         return tf.broadcast_to(tf.convert_to_tensor(self.values), tf.concat([batch, self.shape], 0))
 
     def compute_output_shape(self, inputs_shape):

@@ -182,6 +182,14 @@ def _checked(terms: Mapping[str, Any]) -> dict[str, tf.Tensor]:
     All are made floating point, of one dtype. Python's, of unknown rank, are checked when they
     are computed.
     """
+    nested = {
+        name: type(term).__name__ for name, term in terms.items() if isinstance(term, Mapping)
+    }
+    if nested:
+        raise ValueError(
+            "the terms of a cost must be tensors of shape [batch], each under a name of its own. "
+            f"Received: {nested}"
+        )
     tensors = {name: tf.convert_to_tensor(term) for name, term in terms.items()}
     for name, tensor in tensors.items():
         if tensor.shape.rank is None:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from relax_tf.distributions.base import Draw, over_event
 from relax_tf.layers.passes import Call
 from relax_tf.step.coupling import INSIST, crediting, half, mirrored, who
-from relax_tf.step.rounding import ROUNDING, difference
+from relax_tf.step.rounding import ALIKE, ROUNDING, difference
 
 _TRIES = 4  # other samples of half of the examples: some may happen to have the same mean
 
@@ -17,7 +17,9 @@ def check_added_losses(probe: Any, f_b: np.ndarray) -> None:
     """(d): what `add_loss` and activity regularisers add stays the same under other samples.
 
     Each is one number for the whole batch and joins the training loss as it is: no sample is
-    credited with it. Those of which two passes give different values or numbers are left alone.
+    credited with it. Under other samples it may not move, where it repeats with the same ones;
+    and it may have no slope in them, which noise does not hide. Unseen remains what is random by
+    itself and has no derivative, and what is lost in the rounding of a large loss.
 
     Args:
         probe: a `relax_tf.step.certificate.Probe`.
@@ -36,7 +38,11 @@ def check_added_losses(probe: Any, f_b: np.ndarray) -> None:
             other = mirrored(call, seeds.next(call.layer))
             z = tf.where(over_event(changed, other), other, call.z)
             sample = call.layer.estimator.emit(call.dist, Draw(call.dist.harden(z), z))
-            measured.append(replays.added(index, sample))
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+                tape.watch(sample)
+                losses = replays.added(index, sample)
+                each = tf.unstack(losses)
+            measured.append((losses, [_slopes(tape, loss, sample) for loss in each]))
         return replays.added_by_hard_pass(), measured
 
     measurement = probe.measurement(measure)
@@ -44,23 +50,38 @@ def check_added_losses(probe: Any, f_b: np.ndarray) -> None:
         opposite = tf.constant(noise % 2 == 1)
         recorded, before = probe.run(measurement, opposite, tf.constant(True), noise=noise)
         _, after = probe.run(measurement, opposite, tf.constant(False), noise=noise)
-        for (_, call), old, new in zip(crediting(probe), before, after, strict=True):
+        for (_, call), (old, slopes), (new, _) in zip(crediting(probe), before, after, strict=True):
+            rounding = probe.rounding(f_b) * np.abs(old)
+            if (slopes > ALIKE * rounding).any():
+                found = f"slopes in them add up to {max(slopes):.3g}"
+                raise ValueError(_message(probe.model, call, found))
             if not old.shape == new.shape == recorded.shape:
                 continue
-            rounding = ROUNDING * probe.rounding(f_b) * np.maximum(np.abs(recorded), np.abs(old))
-            repeats = difference(old, recorded) <= rounding
+            repeats = difference(old, recorded) <= ROUNDING * rounding
             moved = difference(new, old)
-            if (repeats & (moved > rounding)).any():
-                raise ValueError(_message(probe.model, call, moved[repeats].max()))
+            # Where a computation repeats to the last bit, hardly any movement is rounding.
+            allowed = np.where(old == recorded, ALIKE, ROUNDING) * rounding
+            if (repeats & (moved > allowed)).any():
+                found = f"with others it changed by {moved[repeats].max():.3g}"
+                raise ValueError(_message(probe.model, call, found))
 
 
-def _message(model: Any, call: Call, moved: float) -> str:
+def _slopes(tape: tf.GradientTape, loss: tf.Tensor, sample: tf.Tensor) -> tf.Tensor:
+    """The sizes of a loss's slopes in the sample, summed over all examples; 0 if it has none."""
+    try:
+        slope = tape.gradient(loss, sample, unconnected_gradients="zero")
+    except (LookupError, NotImplementedError):  # an operation in between has no derivative
+        return tf.zeros([], sample.dtype)
+    return tf.reduce_sum(tf.abs(slope))
+
+
+def _message(model: Any, call: Call, found: str) -> str:
     return (
         f"RelaxModel {model.name!r} adds a loss (`add_loss` or an activity regulariser) that "
-        f"depends on the samples of {who(call)}: with others it changed by {moved:.3g}. It is one "
-        "number for the whole batch, with which no sample is credited, so the gradient would lack "
-        "its part and be biased. Make it a term of each example's cost: a compiled loss, or one "
-        "that `compute_cost` returns, [batch]. Or use an estimator that backpropagates through its "
+        f"depends on the samples of {who(call)}: {found}. It is one number "
+        "for the whole batch, with which no sample is credited, so the gradient would lack its "
+        "part and be biased. Make it a term of each example's cost: a compiled loss, or one that "
+        "`compute_cost` returns, [batch]. Or use an estimator that backpropagates through its "
         "sample ('concrete', 'straight_through', 'reinmax', which are biased; "
         "'reparameterization' for normal variables). " + INSIST
     )

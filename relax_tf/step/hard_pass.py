@@ -20,6 +20,18 @@ class Batch(NamedTuple):
     sample_weight: Any
 
 
+def as_batch(x: Any, y: Any = None, sample_weight: Any = None) -> Batch:
+    """The batch as `fit` would make it of arrays, whose floats it casts."""
+
+    def tensor(value):
+        if value is None or tf.is_tensor(value):
+            return value
+        value = tf.convert_to_tensor(value)
+        return tf.cast(value, keras.config.floatx()) if value.dtype.is_floating else value
+
+    return keras.tree.map_structure(tensor, Batch(x, y, sample_weight))
+
+
 class Seeds:
     """All seeds of one step. Each is asked for here, and no two are equal.
 
@@ -197,8 +209,12 @@ def penalties(model: keras.Model, of_control_variates: bool) -> list[tf.Tensor]:
 def ensure_built(model: Any, x: Any) -> None:
     """Builds a subclassed model by a symbolic call: a pass must not see Keras doing it."""
     if not all(layer.built for layer in all_layers(model)):
+
+        def symbol(t):
+            return None if t is None else keras.KerasTensor(t.shape, t.dtype)
+
         with _BuildingPass():
-            model(keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x))
+            model(keras.tree.map_structure(symbol, x))
 
 
 def _gradients_are_recorded() -> bool:

@@ -65,17 +65,24 @@ class Logs(TrainerHooks):
 
     def _term_metric(self, name: str) -> keras.metrics.Mean:
         if name not in self._term_metrics:
+            compiled = compile_metrics(self)
+            others = [*self.metrics, *(compiled.metrics if compiled is not None else [])]
+            if name == "relaxed_loss" or name in {metric.name for metric in others}:
+                raise ValueError(
+                    "the terms of a cost are logged by their names, and there is a metric of this "
+                    f"name already: give the term another one. Received: {name!r}"
+                )
             self._term_metrics[name] = keras.metrics.Mean(name=name)
         return self._term_metrics[name]
 
     def _make_metrics(self, y: Any, y_pred: Any, terms: Iterable[str]) -> None:
         """Those of a step, given targets, shapes of outputs (or None), and names of cost terms."""
-        for name in terms:
-            self._term_metric(name)
         compiled = compile_metrics(self)
         known = y is not None and y_pred is not None
         if known and compiled is not None and not compiled.built:
             compiled.build(y, y_pred)
+        for name in terms:
+            self._term_metric(name)
 
     def _track_parts(self, a_pass: Pass, examples: tf.Tensor) -> None:
         """Takes in each layer's KL, in nats and unweighted, and the terms of the cost."""
@@ -114,7 +121,7 @@ class Logs(TrainerHooks):
 
 
 def batch_size(x: Any) -> tf.Tensor:
-    return tf.shape(keras.tree.flatten(x)[0])[0]
+    return tf.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]
 
 
 def global_norm(gradients: list[tf.Tensor]) -> tf.Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from relax_tf.estimators import Estimator
-from relax_tf.keras_internals import inner_layers
+from relax_tf.keras_internals import inner_layers, own_variables
 
 
 def refuse_shared_layers(model: Any) -> None:
@@ -13,9 +13,9 @@ def refuse_shared_layers(model: Any) -> None:
     for name, layers in shared_layers(model).items():
         raise ValueError(
             f"the control variate or baseline of the stochastic layer {name!r} shares the layers "
-            f"{layers} with the model. Their weights would learn to reduce variance and no longer "
-            "the model's loss. Give the estimator a network of its own (keras.models.clone_model "
-            "copies one)."
+            f"{layers}, or weights of theirs, with the model. They would learn to reduce variance "
+            "and no longer the model's loss. Give the estimator a network of its own "
+            "(keras.models.clone_model copies one)."
         )
 
 
@@ -27,13 +27,19 @@ def shared_layers(model: keras.Model) -> dict[str, list[str]]:
 
     Returns:
         For each estimator that shares some: its stochastic layer's name (before it is built its
-        own) and the names of the shared layers, those reachable from the model on a way that
-        does not pass through any estimator.
+        own) and the names of the layers that are shared, or whose weights are: those reachable
+        from the model on a way that does not pass through any estimator.
     """
     outside, found = _reachable(model, stop=Estimator)
     shared = {}
     for estimator in found:
-        names = [layer.name for layer in _reachable(estimator)[0] if layer in outside]
+        inside = [estimator, *_reachable(estimator)[0]]
+        variables = {id(v) for layer in inside for v in own_variables(layer) if v.trainable}
+        names = [
+            layer.name
+            for layer in [model, *outside]
+            if layer in inside or any(id(v) in variables for v in own_variables(layer))
+        ]
         if names:
             owner = getattr(estimator, "owner", lambda: None)() or estimator
             shared[owner.name] = sorted(names)

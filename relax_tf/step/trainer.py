@@ -22,24 +22,35 @@ from relax_tf.step.evaluation import EvaluationSteps
 from relax_tf.step.finite import nan_unless, zero_unless
 from relax_tf.step.first_batch import make_variables_of_step, shown_batches
 from relax_tf.step.foreign_seeds import load_seeds, save_seeds
-from relax_tf.step.hard_pass import Batch
+from relax_tf.step.hard_pass import Batch, as_batch
 from relax_tf.step.logs import Logs, batch_size, global_norm
 from relax_tf.step.no_data import no_data
 from relax_tf.step.sharing import refuse_shared_layers
 from relax_tf.step.strategies import check_strategy
+from relax_tf.validation import boolean
 
 
 class RelaxTrainer(EvaluationSteps, Logs):
     """The training half of `RelaxModel`, apart from how Keras constructs models."""
 
-    # Whether `fit` certifies the model, on its first batch and some later ones (see `check`). False
-    # insists on training a model that fails.
-    certify = True
+    _certifies = True
     # Whether several passes of a batch may be one of a longer batch; `check` finds out.
     _rows_are_alike = False
     # Whether the graph of a functional model says what depends on what; `check` finds out.
     _graph_tells = True
     _relax_optimizer = None
+
+    @property
+    def certify(self) -> bool:
+        """Whether `fit` certifies the model, on its first batch and some later ones (see `check`).
+
+        False insists on training a model that fails.
+        """
+        return self._certifies
+
+    @certify.setter
+    def certify(self, value: bool) -> None:
+        self._certifies = boolean(value, "certify")
 
     # The cost.
 
@@ -108,7 +119,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
         TensorShape([8, 3])
         """
         self._check_model()
-        return estimate_batch(self, _tensors(x, y, sample_weight))[0]
+        return estimate_batch(self, as_batch(x, y, sample_weight))[0]
 
     def check(self, x: Any, y: Any = None, sample_weight: Any = None) -> None:
         """Certifies on one batch that the estimators' assumptions hold in this model.
@@ -143,7 +154,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
         ValueError: RelaxModel ... couples the examples of a batch: ...
         """
         self._check_model()
-        if not certify(self, _tensors(x, y, sample_weight)).conclusive:
+        if not certify(self, as_batch(x, y, sample_weight)).conclusive:
             raise ValueError(
                 "this batch cannot tell: pass at least two examples, whose costs are finite and "
                 "not all zero."
@@ -186,7 +197,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
                 make_variables_of_step(self, None, None, ())
             return True
         self._check_model()
-        batch = _tensors(*keras.utils.unpack_x_y_sample_weight(data))
+        batch = as_batch(*keras.utils.unpack_x_y_sample_weight(data))
         found = certify(self, batch)
         make_variables_of_step(self, batch.y, found.y_pred, found.terms)
         return found.conclusive
@@ -284,15 +295,3 @@ class RelaxTrainer(EvaluationSteps, Logs):
     @optimizer.setter
     def optimizer(self, optimizer) -> None:
         self._relax_optimizer = None if optimizer is None else wrap_optimizer(optimizer)
-
-
-def _tensors(x: Any, y: Any, sample_weight: Any) -> Batch:
-    """The batch as `fit` would make it of arrays, whose floats it casts."""
-
-    def tensor(value):
-        if value is None or tf.is_tensor(value):
-            return value
-        value = tf.convert_to_tensor(value)
-        return tf.cast(value, keras.config.floatx()) if value.dtype.is_floating else value
-
-    return keras.tree.map_structure(tensor, Batch(x, y, sample_weight))
