@@ -146,10 +146,48 @@ INDEPENDENT = {
     "lengths that are all 1": lambda b: (
         1e3 * tf.reduce_mean(tf.linalg.normalize(b + 0.1, axis=-1)[0] ** 2)
     ),
+    "probabilities, whose sum is 1": lambda b: (
+        0.01 * tf.reduce_mean(tf.reduce_sum(tf.nn.softmax(keras.ops.tile(b, [1, 16]) * 3), -1))
+    ),
     "an order, which has no derivative": lambda b: tf.cast(tf.reduce_sum(tf.argsort(b)), b.dtype),
 }
+
+
+@tf.custom_gradient
+def without_gradient(x):
+    def grad(upstream):
+        raise RuntimeError("nobody asks for it in training")
+
+    return tf.sign(x), grad
+
+
+def in_python(b):
+    return tf.ensure_shape(tf.py_function(lambda b: 0 * tf.reduce_sum(b) + 1, [b], tf.float32), [])
+
+
+INDEPENDENT["Python code"] = in_python
+INDEPENDENT["a sign whose gradient fails"] = lambda b: 0 * tf.reduce_sum(without_gradient(b))
 
 
 @pytest.mark.parametrize("kind", INDEPENDENT)
 def test_losses_that_no_sample_moves_pass(kind):
     model_of("relax", Of(INDEPENDENT[kind])).check(X, Y)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("seed", range(2))
+def test_regularisers_of_what_is_normalised_pass(policy, seed):
+    """Their slopes cancel but for rounding."""
+    keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(policy)
+    inputs = keras.Input([3])
+    b = Binary(64, "relax", name="b")(inputs)
+    scale = keras.initializers.RandomNormal(stddev=1.0)
+    one = Dense(
+        32, "softmax", kernel_initializer=scale, activity_regularizer=keras.regularizers.L1(0.01)
+    )
+    two = keras.layers.UnitNormalization(activity_regularizer=keras.regularizers.L2(0.01))
+    both = keras.layers.Concatenate()([one(b), two(Dense(200)(b))])
+    model = relax_tf.RelaxModel(inputs, Dense(3)(both))
+    model.compile("sgd", loss="mse")
+    model.check(X, Y)

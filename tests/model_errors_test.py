@@ -11,6 +11,13 @@ from relax_tf.distributions import Bernoulli
 from tests.misuse import DIST, NORMAL, assert_says, categorical, estimate, layer, normal, total
 
 
+def later_prior():
+    b = layer(estimator="reinforce", name="b")
+    b(tf.zeros([2, 3]))
+    b.prior = None
+    b.prior = "uniform"
+
+
 def fit(*layers, loss="mse", **compile_arguments):
     inputs = keras.Input([3])
     x = inputs
@@ -128,7 +135,8 @@ WRONG = [
     (lambda: layer(kernel_initializer="xavier"), ValueError, "initializer.*xavier"),
     (lambda: layer()(tf.zeros([2, 3]), output="mode"), ValueError, "`output`.*'sample'.*'mode'"),
     (lambda: layer()(keras.Input([3]), output="mode"), ValueError, "`output`.*'sample'.*'mode'"),
-    (lambda: setattr(layer(), "prior", "uniform"), ValueError, "`prior`.*new layer.*'uniform'"),
+    (lambda: setattr(layer(), "prior", "flat"), ValueError, "`prior`.*uniform.*'flat'"),
+    (lambda: later_prior(), ValueError, "layer 'b' is built.*`prior`.*new layer.*'uniform'"),
     (lambda: layer(estimator=3), TypeError, "an estimator is named by.*3"),
     (lambda: layer(estimator="reinforce")(tf.zeros([3])), ValueError, r"min_ndim=2.*\(3,\)"),
     (lambda: layer()(keras.Input([])), ValueError, r"min_ndim=2.*\(None,\)"),
@@ -343,3 +351,12 @@ def test_sparse_inputs_are_told_to_be_dense():
     model = relax_tf.RelaxModel(inputs, layer()(keras.layers.Dense(2)(inputs)))
     model.compile("sgd", loss="mse")
     assert np.isfinite(model.predict(sparse, verbose=0)).all()
+
+
+def test_a_prior_can_be_changed_until_the_layer_is_built():
+    b = layer(estimator="reinforce", name="b")
+    b.prior = "learned"
+    model = functional(b)
+    model.compile("sgd", loss="mse")
+    logs = model.fit(np.zeros([4, 3], "f"), np.zeros([4, 2], "f"), verbose=0).history
+    assert "b_kl" in logs

@@ -320,6 +320,25 @@ def test_schedules_and_functions_need_no_configuration(rate, expected):
     np.testing.assert_allclose(of_control_variates, min(expected, 1e-3), rtol=1e-6)
 
 
+class WithItsOwn(keras.optimizers.Adam):
+    """Makes its schedule by itself, and its configuration says of what."""
+
+    def __init__(self, peak, name="with_its_own"):
+        super().__init__(keras.optimizers.schedules.CosineDecay(peak, 100), name=name)
+        self.peak = peak
+
+    def get_config(self):
+        return {"peak": self.peak, "name": self.name}
+
+
+def test_an_optimizer_may_make_its_own_schedule():
+    model, data = small_model(optimizer=WithItsOwn(0.1))
+    model.fit(*data, verbose=0)
+    copy = model.optimizer.control_variate_optimizer
+    assert isinstance(copy, WithItsOwn)
+    np.testing.assert_allclose(copy.learning_rate, 1e-3, rtol=1e-6)
+
+
 def test_an_optimizer_with_a_function_loads(tmp_path):
     model, data = small_model(optimizer=keras.optimizers.SGD(a_rate))
     model.fit(*data, verbose=0)

@@ -270,9 +270,35 @@ def test_a_term_may_not_have_the_name_of_another_metric(name, certify):
             call(*data(), verbose=0)
 
 
-def test_a_term_may_not_have_the_name_of_a_compiled_metric():
+@pytest.mark.parametrize("certify", [True, False])
+@pytest.mark.parametrize("first", ["fit", "evaluate", "other metrics"])
+def test_a_term_may_not_have_the_name_of_a_compiled_metric(first, certify):
     model = with_terms(Named)
-    model.names = ("mae", "other")
+    model.names, model.certify = ("mae", "other"), certify
+    if first == "other metrics":
+        model.compile("sgd")
+        model.fit(*data(), verbose=0)
     model.compile("sgd", metrics=["mae"])
     with pytest.raises(ValueError, match=r"a metric of this name already.*Received: 'mae'"):
-        model.fit(*data(), verbose=0)
+        getattr(model, "evaluate" if first == "evaluate" else "fit")(*data(), verbose=0)
+
+
+@pytest.mark.parametrize(("name", "taken"), [("a_mae", True), ("mae", False)])
+def test_names_of_metrics_of_several_outputs_are_those_in_the_logs(name, taken):
+    class Two(Named):
+        names = (name, "other")
+
+        def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+            return super().compute_cost(x, y["a"], y_pred["a"], latents, sample_weight)
+
+    inputs = keras.Input([3])
+    b = relax_tf.StochasticBinaryLayer(4, "relax", name="b")(inputs)
+    model = Two(inputs, {key: keras.layers.Dense(2, name=key)(b) for key in ("a", "c")})
+    model.compile("sgd", metrics={"a": ["mae"], "c": ["mae"]})
+    x, y = data()
+    if taken:
+        with pytest.raises(ValueError, match="a metric of this name already"):
+            model.fit(x, {"a": y, "c": y}, verbose=0)
+    else:
+        logs = model.fit(x, {"a": y, "c": y}, verbose=0).history
+        assert {"a_mae", "c_mae", "mae", "other"} <= set(logs)

@@ -171,6 +171,13 @@ def test_a_network_that_shares_a_weight_with_the_model_is_refused_by_name(traina
         refuse_shared_layers(model)
 
 
+def test_a_model_may_hold_what_its_estimators_made():
+    model = model_of("relaxed_rebar", keras.layers.Identity())
+    estimator = next(each.estimator for each in model.layers if hasattr(each, "estimator"))
+    model.phi = estimator.trainable_variables
+    model.fit(X, Y, verbose=0)
+
+
 def test_vimco_refuses_a_summed_loss():
     model = model_of("vimco", keras.layers.Identity(), loss=keras.losses.MeanSquaredError())
     model.check(X, Y)

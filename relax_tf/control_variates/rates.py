@@ -21,7 +21,8 @@ def control_variate_copy(optimizer: keras.optimizers.Optimizer) -> keras.optimiz
     """
     with schedule_replaced(optimizer, HIGHEST_RATE) as schedule:
         config = {**optimizer.get_config(), "name": "control_variate_optimizer"}
-    if schedule is not None:
+    makes_its_own = "learning_rate" not in config
+    if schedule is not None and not makes_its_own:
         config["learning_rate"] = AtMost(schedule, HIGHEST_RATE)
     elif isinstance(config.get("learning_rate"), float):
         config["learning_rate"] = min(config["learning_rate"], HIGHEST_RATE)
@@ -35,6 +36,8 @@ def control_variate_copy(optimizer: keras.optimizers.Optimizer) -> keras.optimiz
             "relax_tf.RelaxOptimizer(optimizer, control_variate_optimizer). "
             f"Received: {optimizer!r}"
         ) from error
+    if schedule is not None and makes_its_own:
+        copy.learning_rate = AtMost(schedule, HIGHEST_RATE)
     copy_exclusions(optimizer, copy)
     return copy
 

@@ -17,7 +17,7 @@ def checked_context(dist: Distribution, context: Any) -> tf.Tensor:
     refuse_sparse(context, "`context`")
     try:
         context = tf.convert_to_tensor(context)
-        real = context.dtype.is_floating or context.dtype.is_integer
+        real = context.dtype.is_floating or context.dtype.is_integer or context.dtype.is_bool
     except (TypeError, ValueError):
         real = False
     if not real:
@@ -82,6 +82,7 @@ def check_event(dist: Distribution, event: Sequence[int | None], estimator_id: s
 
 def checked_objective(dist: Distribution, objective: Any, estimator_id: str) -> tf.Tensor:
     """What `combine` returned: one number for each example, whose mean the surrogate is."""
+    objective = tf.convert_to_tensor(objective)
     if not objective.shape.is_compatible_with(dist.shape[:1]):
         raise ValueError(
             f"`combine` of estimator {estimator_id!r} must return the objective of each example, "

@@ -67,12 +67,12 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.estimator = estimator
-        self.prior = one_of(prior, [None, self.fixed_prior, "learned"], "prior")
+        self.tracked = Tracked(self.name)
+        self.prior = prior
         self.kl = one_of(kl, ["analytic", "sampled"], "kl")
         self.inference = inference
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.tracked = Tracked(self.name, has_kl=prior is not None)
         self._make_dense(
             num_outputs,
             use_bias=boolean(use_bias, "use_bias"),
@@ -86,13 +86,21 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         # No property: Keras would save its variables under the name of what is behind it.
         if name == "estimator":
             value = self._new_estimator(value)
-        elif name == "prior" and hasattr(self, "prior"):
-            raise ValueError(
-                f"`prior` of layer {self.name!r} cannot be changed: it may have variables, and its "
-                "KL is logged. Make a new layer (`layer.get_config()` has its settings). "
-                f"Received: prior={value!r}"
-            )
+        elif name == "prior":
+            value = self._new_prior(value)
         super().__setattr__(name, value)
+
+    def _new_prior(self, prior: str | None) -> str | None:
+        prior = one_of(prior, [None, self.fixed_prior, "learned"], "prior")
+        if self.built and prior != self.prior:
+            raise ValueError(
+                f"layer {self.name!r} is built, with the variables of its prior: `prior` cannot be "
+                "changed any more. Make a new layer (`layer.get_config()` has its settings). "
+                f"Received: prior={prior!r}"
+            )
+        if prior is not None:
+            self.tracked.add("kl")
+        return prior
 
     def _new_estimator(self, identifier: Any) -> estimators.Estimator:
         """The estimator to assign, in place of the one so far."""

@@ -11,12 +11,10 @@ class Tracked:
     that holds the layer would log zeros.
     """
 
-    def __init__(self, layer_name: str, has_kl: bool):
+    def __init__(self, layer_name: str):
         self._layer_name = layer_name
         self.metrics: dict[str, keras.metrics.Mean] = {}
         self.add("second_moment")
-        if has_kl:
-            self.add("kl")
 
     def add(self, name: str) -> None:
         if name not in self.metrics:

@@ -22,6 +22,7 @@ class Logs(TrainerHooks):
     _warned_of_scales = False
 
     def get_metrics_result(self) -> dict[str, Any]:
+        self._refuse_names_of_others()
         results = super().get_metrics_result()
         if tf.executing_eagerly():
             warn_if_not_finite(self.name, self._stochastic_layers())
@@ -36,6 +37,21 @@ class Logs(TrainerHooks):
         kls = [results.get(f"{layer.name}_kl", 0) for layer in self._stochastic_layers()]
         kl = float(sum(kls))
         self._warned_of_scales = warn_of_scales(self.name, loss, kl, self._averaged_over)
+
+    def _refuse_names_of_others(self) -> None:
+        """Raises a ValueError if a term of the cost would be logged in the place of a metric."""
+        if not self._term_metrics:
+            return
+        compiled = compile_metrics(self)
+        others = [m for m in (*super().metrics, *self._layer_metrics()) if m is not compiled]
+        names = {"relaxed_loss", *(metric.name for metric in others)}
+        if compiled is not None and compiled.built:
+            names.update(compiled.result())
+        if taken := sorted(names & self._term_metrics.keys()):
+            raise ValueError(
+                "the terms of a cost are logged by their names, and there is a metric of this name "
+                f"already: give the term another one. Received: {taken[0]!r}"
+            )
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -65,13 +81,6 @@ class Logs(TrainerHooks):
 
     def _term_metric(self, name: str) -> keras.metrics.Mean:
         if name not in self._term_metrics:
-            compiled = compile_metrics(self)
-            others = [*self.metrics, *(compiled.metrics if compiled is not None else [])]
-            if name == "relaxed_loss" or name in {metric.name for metric in others}:
-                raise ValueError(
-                    "the terms of a cost are logged by their names, and there is a metric of this "
-                    f"name already: give the term another one. Received: {name!r}"
-                )
             self._term_metrics[name] = keras.metrics.Mean(name=name)
         return self._term_metrics[name]
 

@@ -34,11 +34,17 @@ def shared_layers(model: keras.Model) -> dict[str, list[str]]:
     shared = {}
     for estimator in found:
         inside = [estimator, *_reachable(estimator)[0]]
-        variables = {id(v) for layer in inside for v in own_variables(layer) if v.trainable}
+        made_by = {layer.name for layer in inside}
+        borrowed = {
+            id(variable)
+            for layer in inside
+            for variable in own_variables(layer)
+            if variable.trainable and made_by.isdisjoint(variable.path.split("/")[:-1])
+        }
         names = [
             layer.name
             for layer in [model, *outside]
-            if layer in inside or any(id(v) in variables for v in own_variables(layer))
+            if layer in inside or any(id(v) in borrowed for v in own_variables(layer))
         ]
         if names:
             owner = getattr(estimator, "owner", lambda: None)() or estimator
