@@ -20,8 +20,8 @@ def check_added_losses(probe: Any, f_b: np.ndarray) -> None:
     Each is one number for the whole batch and joins the training loss as it is: no sample is
     credited with it. Under other samples it may not move, where it repeats with the same ones;
     and it may have no slope in them, which noise does not hide (a term that is there for its slope
-    alone, `b - stop_gradient(b)`, counts). Unseen remains what is random by
-    itself and has no derivative, and what is lost in the rounding of a large loss.
+    alone, `b - stop_gradient(b)`, counts). Unseen remains what is random by itself and has no
+    derivative, and what is lost in the rounding of a large loss.
 
     Args:
         probe: a `relax_tf.step.certificate.Probe`.
