@@ -193,7 +193,7 @@ class _PerExample:
         weights = None
         if sample_weight is not None:
             weights = tf.cast(sample_weight, values.dtype)
-            _refuse_other_length(weights, values)
+            refuse_other_length(weights, values)
             if weights.shape.rank == 1 and values.shape.rank > 1:
                 weights = tf.reshape(weights, [-1] + [1] * (values.shape.rank - 1))
         if not masks:
@@ -218,7 +218,8 @@ class _PerExample:
         return tf.ones([], values.dtype)
 
 
-def _refuse_other_length(weights: tf.Tensor, values: tf.Tensor) -> None:
+def refuse_other_length(weights: tf.Tensor, values: tf.Tensor) -> None:
+    """Raises a ValueError unless there is a weight for each example, or one for all."""
     examples, count = values.shape[0], weights.shape[0] if weights.shape.rank else 1
     if None not in (examples, count) and count not in (1, examples):
         raise ValueError(

@@ -197,6 +197,11 @@ WRONG = [
         (lambda run=run: run(compiled(), *WRONG_WEIGHTS), ValueError, r"each of the 4.*\(3,\)")
         for run in (relax_tf.RelaxModel.estimate, relax_tf.RelaxModel.check)
     ),
+    (
+        lambda: functional(prior="uniform").estimate(WRONG_WEIGHTS[0], None, WRONG_WEIGHTS[2]),
+        ValueError,
+        r"each of the 4.*\(3,\)",
+    ),
     (lambda: functional().estimate(None), ValueError, "not optional, but None was passed"),
     (lambda: functional().compile(3), ValueError, "optimizer identifier: 3"),
     (lambda: train(functional(), loss="mse"), ValueError, "needs targets.*y=None"),
@@ -353,10 +358,20 @@ def test_sparse_inputs_are_told_to_be_dense():
     assert np.isfinite(model.predict(sparse, verbose=0)).all()
 
 
-def test_a_prior_can_be_changed_until_the_layer_is_built():
-    b = layer(estimator="reinforce", name="b")
-    b.prior = "learned"
+@pytest.mark.parametrize("prior", ["learned", None])
+def test_a_prior_can_be_changed_until_the_layer_is_built(prior):
+    b = layer(estimator="reinforce", prior="uniform", name="b")
+    b.prior = prior
     model = functional(b)
     model.compile("sgd", loss="mse")
     logs = model.fit(np.zeros([4, 3], "f"), np.zeros([4, 2], "f"), verbose=0).history
-    assert "b_kl" in logs
+    assert ("b_kl" in logs) == (prior is not None)
+    assert len(b.trainable_variables) == (3 if prior else 2)
+
+
+def test_a_context_may_be_of_bools():
+    inputs = keras.Input([3])
+    b = layer(estimator="relax")(inputs, context=keras.layers.Lambda(lambda x: x > 0)(inputs))
+    model = relax_tf.RelaxModel(inputs, b)
+    model.compile("sgd", loss="mse")
+    model.fit(np.zeros([4, 3], "f"), np.zeros([4, 2], "f"), verbose=0)

@@ -67,12 +67,12 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.estimator = estimator
-        self.tracked = Tracked(self.name)
         self.prior = prior
         self.kl = one_of(kl, ["analytic", "sampled"], "kl")
         self.inference = inference
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.tracked = Tracked(self.name)
         self._make_dense(
             num_outputs,
             use_bias=boolean(use_bias, "use_bias"),
@@ -98,8 +98,6 @@ class StochasticLayer(PriorLayer, ThetaLayer):
                 "changed any more. Make a new layer (`layer.get_config()` has its settings). "
                 f"Received: prior={prior!r}"
             )
-        if prior is not None:
-            self.tracked.add("kl")
         return prior
 
     def _new_estimator(self, identifier: Any) -> estimators.Estimator:
@@ -149,6 +147,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
             self._build_dense(inputs_shape)
         if self.prior is not None:
             self.build_prior(shape[-self.unit_rank :])
+            self.tracked.add("kl")
         if context_shape is None:
             parts = len(inputs_shape) if is_nested(inputs_shape) else 1
             context_shape = (*shape[:-1], parts * shape[-1]) if self.dense is None else inputs_shape

@@ -64,6 +64,7 @@ def _weighted(kl: tf.Tensor, sample_weight: Any) -> tf.Tensor:
                 "`sample_weight` must have one value per example, shape [batch], in a model with "
                 f"KL terms. Received shape: {tuple(weight.shape)}"
             )
+        losses.refuse_other_length(weight, kl)
     if not weights:
         return kl
     flat = [tf.reshape(tf.cast(weight, kl.dtype), [-1]) for weight in weights]
