@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import charts, growth, memory, models, recipe, step_time, timing
+from tests.further import further
 from tests.problems import shake, z_scores
 
 pytestmark = pytest.mark.uncertified
@@ -56,6 +57,7 @@ def test_race_takes_turns_and_reports_medians():
     assert result == {"a": (200.0, 7.0), "b": (200.0, 3.0)}
 
 
+@pytest.mark.slow
 def test_without_metrics_trains_alike():
     def weights_after_training(silent):
         keras.utils.set_random_seed(0)
@@ -72,7 +74,7 @@ def test_without_metrics_trains_alike():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@pytest.mark.parametrize("sweep", growth.SWEEPS)
+@pytest.mark.parametrize("sweep", ["layers", *further("samples", "units")])
 def test_growth(sweep, tmp_path):
     _, estimators, _ = growth.SWEEPS[sweep]
     fields = {k: v for k, v in SMALL.items() if sweep != "units" or k != "units"}
@@ -88,6 +90,7 @@ def test_chain_has_as_many_layers_as_asked():
     assert list(estimates) == ["b1", "b2", "b3"]
 
 
+@pytest.mark.slow
 def test_memory_of_a_child_process():
     mib = memory.measure({"estimator": "relax", "batch_size": 2, "jit_compile": True, **SMALL})
     floats = 4 * (3 * 4 + 3 * 4)  # at least the weights of the model
@@ -142,6 +145,7 @@ def test_textbook_descends_its_second_moment_in_phi():
         assert slope == pytest.approx(float(np.linalg.norm(gradient)), rel=0.1, abs=2e-2)
 
 
+@pytest.mark.slow
 def test_textbook_trains_through_fit():
     keras.utils.set_random_seed(1)
     model = recipe.TextbookVAE(np.full(4, 0.3, "f"), 3, (5,))

@@ -14,6 +14,7 @@ import tensorflow as tf
 import relax_tf
 from relax_tf import estimators
 from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
+from tests.further import further
 
 pytestmark = pytest.mark.uncertified
 
@@ -40,7 +41,9 @@ def train(seed=3, deep=True, **compile_arguments):
     return state, losses, history["loss"]
 
 
-@pytest.mark.parametrize("mode", [{"jit_compile": False}, {"jit_compile": True}], ids=["tf", "xla"])
+@pytest.mark.parametrize(
+    "mode", [{"jit_compile": False}, *further({"jit_compile": True})], ids=["tf", "xla"]
+)
 def test_equal_seeds_train_equally(mode):
     first, second = train(deep=False, **mode), train(deep=False, **mode)  # see below for a deep one
     np.testing.assert_equal(first, second)
@@ -57,6 +60,7 @@ def digest():
     return hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in parts)).hexdigest()
 
 
+@pytest.mark.slow
 def test_two_processes_train_equally():
     command = [sys.executable, "-c", "from tests import determinism_test as d; print(d.digest())"]
     environments = [{**os.environ, "PYTHONHASHSEED": seed} for seed in ("1", "2")]

@@ -6,6 +6,7 @@ import tensorflow as tf
 import relax_tf
 from relax_tf import diagnostics, estimators
 from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
+from tests.further import further
 from tests.problems import TableCost, shake
 from tests.small_models import data, small_model
 
@@ -189,7 +190,7 @@ def test_evaluations_and_state_of_a_layer_that_is_called_twice():
     assert int(counter.value) == 3
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", *further("float64")])
 def test_the_check_of_unbiasedness_is_one_of_any_unit(dtype):
     """A cost in other units, and one beside a large constant."""
     dist = Bernoulli(tf.constant([[0.3, -1.0]], dtype))
@@ -256,7 +257,7 @@ def test_repeated_checks_do_not_look_like_repeated_tracing(caplog):
     assert "retracing" not in caplog.text
 
 
-@pytest.mark.parametrize("num_draws", [2, 3])
+@pytest.mark.parametrize("num_draws", [2, *further(3)])
 def test_few_draws_condemn_no_estimator(num_draws):
     """Of 2 draws Student's t is beyond 4 in one case of six; 40 verdicts, none may be wrong."""
     dist = Bernoulli(tf.constant([[0.4, -0.2]]))

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
+from tests.further import further
 from tests.replicas import two_replicas
 from tests.small_models import Subclassed, data, small_model
 
@@ -20,7 +21,7 @@ def compiled(maker=small_model, **arguments):
 
 
 @pytest.mark.parametrize("maker", [small_model, Subclassed])
-@pytest.mark.parametrize("mode", [{"run_eagerly": True}, {"jit_compile": True}])
+@pytest.mark.parametrize("mode", [{"run_eagerly": True}, *further({"jit_compile": True})])
 def test_costs_and_predictions_are_means_over_samples(maker, mode):
     """Of the very samples that single evaluations draw, since seeds move alike."""
     model = compiled(maker, **mode)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
+from tests.further import further
 from tests.small_models import Subclassed, data, small_model
 from tests.stacks import layer_variables
 
@@ -240,7 +241,11 @@ def test_ten_steps_at_a_time_are_the_same_steps():
 
 
 @pytest.mark.parametrize(
-    "build", ["one output", "one output, XLA", "two outputs", "subclass", "one output, uncertified"]
+    "build",
+    [
+        *("one output, XLA", "two outputs", "one output, uncertified"),
+        *further("one output", "subclass"),
+    ],
 )
 def test_the_step_is_traced_once(build, monkeypatch):
     """It would be twice if metrics or the optimizer's variables were made in it.
@@ -431,7 +436,7 @@ def reference():
 
 
 @pytest.mark.parametrize(
-    "build", [in_sequential, in_functional_model, in_relax_model, from_sequential]
+    "build", [in_functional_model, in_relax_model, *further(in_sequential, from_sequential)]
 )
 def test_nested_layers_train_as_flat_ones(build, reference):
     start, history, end = reference
@@ -467,7 +472,7 @@ def test_a_layer_called_twice_trains_with_several_estimators_at_once():
 
 @pytest.mark.parametrize(
     ("policy", "jit_compile"),
-    [("mixed_bfloat16", False), ("mixed_float16", False), ("mixed_float16", True)],
+    [("mixed_bfloat16", False), ("mixed_float16", True), *further(("mixed_float16", False))],
 )
 def test_mixed_precision_estimates_in_float32(policy, jit_compile):
     keras.config.set_dtype_policy(policy)

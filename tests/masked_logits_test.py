@@ -8,6 +8,7 @@ import tensorflow as tf
 import relax_tf
 from relax_tf import estimators
 from relax_tf.distributions import Bernoulli, OneHotCategorical
+from tests.further import further
 from tests.problems import CategoricalTableCost, TableCost, shake, z_scores
 from tests.suite import ALL, UNBIASED, by_problem, per_example_gradients, repeated, shaken
 
@@ -65,7 +66,7 @@ def test_the_cost_is_never_asked_about_the_impossible(config, other):
 
 
 @by_problem(ALL, {name: name for name in FAMILIES})
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", *further("float32")])
 def test_everything_is_finite_and_samples_are_possible(config, other, dtype):
     values = THETAS[other] / (10 if dtype == "float16" else 1)
     theta, family = tf.constant(values, dtype), FAMILIES[other]

@@ -11,6 +11,7 @@ import relax_tf
 from relax_tf import estimators
 from relax_tf.layers.passes import EvaluationPass
 from tests.enumeration import tiled, worst_z
+from tests.further import further
 from tests.problems import shake
 from tests.small_models import data
 
@@ -148,7 +149,7 @@ def test_gradients_of_what_computes_loc_and_scale_are_exact():
 
 
 @pytest.mark.parametrize("cls", DEFAULTS)
-@pytest.mark.parametrize("kind", ["functional", "subclassed"])
+@pytest.mark.parametrize("kind", ["subclassed", *further("functional")])
 def test_models_train_save_and_load(cls, kind, tmp_path):
     model = functional(cls, prior="learned") if kind == "functional" else Subclassed(cls.__name__)
     model.compile("adam", loss="mse", run_eagerly=True)

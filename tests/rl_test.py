@@ -11,6 +11,7 @@ import pytest
 from examples import rl_results
 from examples.metrics import read_metrics
 from tests import programs
+from tests.further import further
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed (extra: rl)")
 
@@ -33,7 +34,7 @@ def without_times(path):
     return [{k: v for k, v in row.items() if k not in work} for row in read_metrics(path)]
 
 
-@pytest.mark.parametrize("signal_of", ["step", "episode"])
+@pytest.mark.parametrize("signal_of", ["step", *further("episode")])
 def test_relax_writes_its_results(tmp_path, signal_of):
     output = run("rl_cartpole", tmp_path, f"--config.signal={signal_of}")
     assert "above 195.0 after no number of episodes" in output
@@ -51,6 +52,7 @@ def test_relax_writes_its_results(tmp_path, signal_of):
     assert (tmp_path / "figures" / "curves.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_as_if_nothing_had_happened(tmp_path):
     run("rl_cartpole", tmp_path / "whole")
     program = start("rl_cartpole", tmp_path / "killed")

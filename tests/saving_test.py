@@ -11,6 +11,7 @@ import pytest
 
 import relax_tf
 from relax_tf import estimators
+from tests.further import further
 from tests.small_models import data, functional, nested, optimizer, small_model
 
 pytestmark = pytest.mark.uncertified
@@ -99,7 +100,12 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", MODELS)
+SAVED_FIRST = ["nested", "functional_control_variate", "subclassed", "nvil"]
+
+
+@pytest.mark.parametrize(
+    "name", [*SAVED_FIRST, *further(*(name for name in MODELS if name not in SAVED_FIRST))]
+)
 def test_loaded_model_and_weights_continue_bit_for_bit(name, tmp_path):
     def compiled():
         model = MODELS[name]()

@@ -71,6 +71,8 @@ PROBLEMS = {
     "normal-2-direct": NormalCost(2, direct=True, seed=11),
     "normal-3": NormalCost(3, seed=12),
 }
+# Simpler or larger problems of the same kind.
+FURTHER = {"bernoulli-1-direct", "bernoulli-6-direct", "categorical-1x2", "normal-3"}
 
 # Distributions of one tensor theta, whose last axis is 4 long in these tests.
 FAMILIES = {
@@ -91,13 +93,18 @@ def is_defined_for(config, name):
 
 def by_problem(configs, problems=PROBLEMS):
     """Parametrises over the pairs of an estimator and a problem or family it is defined for."""
-    pairs = {
-        f"{name}-{problem}": (config, value)
+    pairs = [
+        pytest.param(
+            config,
+            value,
+            id=f"{name}-{problem}",
+            marks=[pytest.mark.slow] if problem in FURTHER else [],
+        )
         for problem, value in problems.items()
         for name, config in configs.items()
         if is_defined_for(config, problem)
-    }
-    return pytest.mark.parametrize(("config", "other"), pairs.values(), ids=pairs.keys())
+    ]
+    return pytest.mark.parametrize(("config", "other"), pairs)
 
 
 def by_family(configs):

@@ -4,8 +4,6 @@ Each test states its draws (`COPIES` examples times `REPEATS` estimates) and bou
 over all weights. What cannot be unbiased is in certificate_test.py and those it names.
 """
 
-import itertools
-
 import keras
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import tensorflow as tf
 
 import relax_tf
 from tests.enumeration import first, tiled, worst_z
+from tests.further import further
 from tests.problems import shake
 
 Binary = relax_tf.StochasticBinaryLayer
@@ -25,7 +24,6 @@ Y = np.array([[0.5, -1.0], [1.0, 0.2]], np.float32)
 COPIES, REPEATS = 500, 60  # of two examples: 60 000 draws
 BATCH = tiled(X, Y, COPIES)
 
-REPLAYING = ["relaxed_rebar", "rebar", "muprop", "disarm", "rloo", "flip", "midpoint"]
 # One for each kind of replay: relaxed, at the mean, hard, hard with slopes.
 REPLAYS = ["relaxed_rebar", "muprop", "rloo", "flip"]
 
@@ -56,7 +54,7 @@ def test_independent_noise_in_the_second_call(layer):
     assert_unbiased(ready(relax_tf.RelaxModel(inputs, outputs)))
 
 
-@pytest.mark.parametrize("first", ["reinforce", "rebar", "rloo"])
+@pytest.mark.parametrize("first", ["reinforce", "rebar", *further("rloo")])
 def test_independent_noise_in_the_second_layer(first):
     inputs = keras.Input([3])
     a = Binary(2, first, seed=5)(inputs)
@@ -71,7 +69,7 @@ def test_independent_noise_in_the_second_layer(first):
     [
         ("rebar", "float64", "float32"),
         ("flip", "float32", "float64"),
-        ("rloo", "float64", "float32"),
+        *further(("rloo", "float64", "float32")),
     ],
 )
 def test_layers_of_several_dtypes(estimator, below, above):
@@ -152,9 +150,12 @@ def hidden_call(estimator):
 @pytest.mark.parametrize(
     ("block", "estimator"),
     [
-        *((Loop, estimator) for estimator in REPLAYING),
-        *((inner_model, estimator) for estimator in REPLAYS),
-        *itertools.product((recurrent, hidden_call), ("relaxed_rebar", "rloo")),
+        *((Loop, estimator) for estimator in REPLAYS),
+        *((inner_model, estimator) for estimator in ("flip", "rloo")),
+        *((recurrent, "relaxed_rebar"), (hidden_call, "rloo")),
+        *further(*((Loop, estimator) for estimator in ("rebar", "disarm", "midpoint"))),
+        *further(*((inner_model, estimator) for estimator in ("relaxed_rebar", "muprop"))),
+        *further((recurrent, "rloo"), (hidden_call, "relaxed_rebar")),
     ],
 )
 def test_a_layer_applied_to_its_own_output_inside_one_operation(block, estimator):
@@ -178,7 +179,7 @@ class Extended(relax_tf.RelaxModel):
         return self.head(keras.ops.concatenate([first, self.again(first)], -1))
 
 
-@pytest.mark.parametrize("estimator", REPLAYS)
+@pytest.mark.parametrize("estimator", ["muprop", "flip", *further("relaxed_rebar", "rloo")])
 def test_a_functional_subclass_with_a_call_of_its_own(estimator):
     assert_unbiased(ready(Extended(estimator)))
 
@@ -197,7 +198,7 @@ class Rewired(relax_tf.RelaxModel):
         return self.head(keras.ops.concatenate([sample, self.get_layer("b")(sample)], -1))
 
 
-@pytest.mark.parametrize("estimator", REPLAYS)
+@pytest.mark.parametrize("estimator", ["relaxed_rebar", "rloo", *further("muprop", "flip")])
 def test_a_functional_subclass_whose_call_contradicts_its_graph(estimator):
     assert_unbiased(ready(Rewired(estimator)))
 
@@ -214,7 +215,7 @@ def noisy(estimator, noise, prior=None):
     return relax_tf.RelaxModel(inputs, Dense(2)(Dense(3, "tanh")(both)))
 
 
-@pytest.mark.parametrize("k", [2, 4, 8])
+@pytest.mark.parametrize("k", [4, *further(2, 8)])
 @pytest.mark.parametrize("noise", [keras.layers.Dropout(0.5), keras.layers.GaussianNoise(1.0)])
 def test_several_samples_under_random_masks(k, noise):
     model = ready(noisy(Rloo(num_samples=k), noise))
@@ -286,7 +287,7 @@ class Counter(keras.layers.Layer):
         return x
 
 
-@pytest.mark.parametrize("estimator", ["vimco", "rloo", "relaxed_rebar"])
+@pytest.mark.parametrize("estimator", ["vimco", "relaxed_rebar", *further("rloo")])
 def test_rows_are_counted_once(estimator):
     counter = Counter()
     model = ready(noisy(estimator, counter, prior="uniform"))
@@ -359,10 +360,8 @@ class Compiled(keras.layers.Layer):
     ("how", "estimator"),
     [
         (tf.function, "relaxed_rebar"),
-        (tf.function, "rloo"),
-        (tf.function, "relax"),
         (tf.recompute_grad, "rloo"),
-        (tf.recompute_grad, "relax"),
+        *further((tf.function, "rloo"), (tf.function, "relax"), (tf.recompute_grad, "relax")),
     ],
 )
 @pytest.mark.parametrize("eager", [False, True])
@@ -436,7 +435,9 @@ class Cycle(relax_tf.RelaxModel):
         return tf.reduce_sum((again - code) ** 2, -1) * gate + tf.reduce_sum((y_pred - x) ** 2, -1)
 
 
-@pytest.mark.parametrize("estimator", [*REPLAYS, "midpoint", "disarm", "relax", "reinforce"])
+@pytest.mark.parametrize(
+    "estimator", [*REPLAYS, "relax", *further("midpoint", "disarm", "reinforce")]
+)
 def test_a_stochastic_layer_that_the_cost_calls(estimator):
     model = ready(Cycle(estimator), loss=None)
     model.extra.build((None, 3))

@@ -211,6 +211,7 @@ def without_seconds(folder):
     return [{k: v for k, v in r.items() if k != "seconds"} for r in read_metrics(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.uncertified
 def test_two_layers_train_and_resume_as_if_nothing_had_happened(tmp_path, data_dir):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
