@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import relax_tf
+from tests.further import further
 from tests.suspects import Binary, Dense, X, Y
 
 REFUSED = r"adds a loss .*depends on the samples of the stochastic layer 'b'.*compute_cost.*certify"
@@ -117,7 +118,43 @@ def test_losses_of_probabilities_weights_and_inputs_train(estimator):
     model.fit(X, Y, verbose=0)
 
 
-@pytest.mark.parametrize("estimator", ["concrete", "straight_through", "reinmax"])
+@pytest.mark.parametrize("estimator", ["rloo", *further("relax", "concrete")])
+def test_losses_with_axes_are_summed(estimator):
+    losses, weights = [], []
+    for axes in (None, -1, ()):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input([3])
+        hidden = Of(lambda x, axes=axes: 0.1 * tf.reduce_sum(x**2, axes))(Dense(3)(inputs))
+        model = relax_tf.RelaxModel(inputs, Dense(3)(Binary(4, estimator, seed=1)(hidden)))
+        model.compile("sgd", loss="mse")
+        model.layers[-1].set_weights([np.zeros([4, 3]), np.zeros(3)])
+        history = model.fit(X, Y, batch_size=len(X), verbose=0).history
+        losses.append([*history["loss"], model.evaluate(X, Y, batch_size=len(X), verbose=0)])
+        weights.append(model.get_weights()[0])
+    assert losses[0][0] > np.mean(Y**2) + 0.1
+    for other, kernel in zip(losses[1:], weights[1:], strict=True):
+        np.testing.assert_allclose(other, losses[0], rtol=1e-5)
+        np.testing.assert_allclose(kernel, weights[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("over", ["sum", "mean"])
+def test_a_bound_of_several_samples_has_a_loss_on_inputs_once(over):
+    """The stochastic kernel is 0: what reaches the layer before is the added loss alone."""
+    inputs = keras.Input([3])
+    first = Dense(3, use_bias=False)
+    hidden = Of(lambda h: 0.1 * getattr(keras.ops, over)(h**2))(first(inputs))
+    vimco = relax_tf.estimators.Vimco(num_samples=5)
+    b = Binary(4, vimco, kernel_initializer="zeros")(hidden)
+    model = relax_tf.RelaxModel(inputs, Dense(3)(b))
+    model.compile(keras.optimizers.SGD(1.0), loss="mse")
+    kernel = first.kernel.numpy()
+    model.fit(X, Y, batch_size=len(X), verbose=0)
+    slope = 0.2 * X.T @ (X @ kernel) / (1 if over == "sum" else X.size)
+    np.testing.assert_allclose(kernel - first.kernel.numpy(), slope, rtol=1e-4, atol=1e-6)
+    assert model._rows_are_alike == (over == "mean")
+
+
+@pytest.mark.parametrize("estimator", ["concrete", *further("straight_through", "reinmax")])
 def test_backpropagation_trains_with_a_loss_on_samples(estimator):
     model = model_of(estimator, Penalty(10.0))
     layer = model.get_layer("b")

@@ -1,11 +1,15 @@
 """What a model's cost is made of: losses, weights, regularisers, KL, a cost of one's own."""
 
+import pathlib
+import re
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import relax_tf
+from tests.further import further
 from tests.problems import shake
 from tests.small_models import Subclassed, data, small_model
 
@@ -36,7 +40,7 @@ def deterministic_twins(loss, loss_weights=None, structure="single"):
         relax_tf.losses.BernoulliNegativeLogLikelihood(),
     ],
 )
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [True, *further(False)])
 def test_loss_is_keras_s(loss, weighted):
     ours, theirs = deterministic_twins(loss)
     x, _ = data()
@@ -178,3 +182,24 @@ def test_black_box_cost_trains_with_relax_and_is_refused_by_rebar():
             model.compile("sgd", loss=loss)
             with pytest.raises(ValueError, match="'relax'"):
                 model.fit(*data(), verbose=0)
+
+
+def test_the_recipe_of_a_weight_on_the_kl_weighs_examples_as_keras_does():
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "keras.md").read_text()
+    scope = {"relax_tf": relax_tf, "keras": keras}
+    exec(re.search(r"```python\n(class BetaVAE.*?)```", page, re.DOTALL)[1], scope)
+    inputs = keras.Input([3])
+    layer = relax_tf.StochasticBinaryLayer(4, "rloo", prior="uniform", name="b")
+    outputs = keras.layers.Dense(2)(layer(inputs))
+    costs = {}
+    for beta in (0.0, 0.5, 1.0):
+        layer.seed_generator.state.assign([1, 2])
+        model = scope["BetaVAE"](inputs, outputs, beta=beta)
+        model.compile("sgd", loss="mse")
+        weights = np.array([0.0, 1.0, 2.0], np.float32)
+        estimate = model.estimate(np.ones([3, 3]), np.zeros([3, 2]), weights).estimates["b"]
+        costs[beta] = estimate.cost.numpy()
+    kl = layer.kl_divergence(layer.distribution(tf.ones([3, 3])), None)
+    np.testing.assert_allclose(costs[1.0] - costs[0.0], weights * kl, rtol=1e-5)
+    np.testing.assert_allclose(costs[0.5] - costs[0.0], 0.5 * weights * kl, rtol=1e-5)
+    assert costs[0.0][0] == 0 < costs[0.0][1]

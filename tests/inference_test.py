@@ -8,6 +8,7 @@ import tensorflow as tf
 import relax_tf
 from relax_tf.distributions import Bernoulli, Normal, OneHotCategorical
 from tests.enumeration import tiled, worst_z
+from tests.further import further
 from tests.problems import shake
 from tests.small_models import Subclassed, data, small_model
 
@@ -175,3 +176,104 @@ def test_models_with_means_save_load_and_clone(copied, tmp_path):
     again.compile("adam", loss={"y": "mse"}, run_eagerly=True)
     again.certify = False
     assert np.isfinite(again.fit(x, {"y": y}, verbose=0).history["loss"]).all()
+
+
+# Teachers and target networks: in a training step too.
+
+
+class Distilled(relax_tf.RelaxModel):
+    """Its output shall be near a teacher's, which predicts."""
+
+    teacher = None
+
+    def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+        near = tf.stop_gradient(self.teacher(x, training=False))
+        return super().compute_cost(x, y, y_pred, latents, sample_weight) + tf.reduce_sum(
+            (y_pred - near) ** 2, -1
+        )
+
+
+def student(teacher, estimator="rloo"):
+    pupil = small_model(estimator)
+    model = Distilled(pupil.input, pupil.output)
+    model.teacher = teacher
+    model.compile("sgd", loss="mse")
+    return model
+
+
+@pytest.mark.parametrize("inference", ["mode", "mean"])
+@pytest.mark.parametrize("certify", [True, *further(False)])
+def test_a_copy_for_inference_teaches(inference, certify):
+    """Its layer has the name of the student's, is no latent and has no part in the estimates."""
+    original = small_model("relax")
+    x, y = data()
+    model = student(original.for_inference(inference))
+    model.certify = certify
+    estimate = model.estimate(x, y)
+    assert list(estimate.estimates) == ["b"]
+    b = tf.cast(estimate.estimates["b"].sample[0], tf.float32)
+    top, layer = original.get_layer("outputs"), original.get_layer("b")
+    near = top(getattr(layer.distribution(tf.constant(x)), inference)())
+    y_pred = model.get_layer("outputs")(b)
+    expected = tf.reduce_mean((y_pred - y) ** 2, -1) + tf.reduce_sum((y_pred - near) ** 2, -1)
+    loss = float(tf.reduce_mean(expected))
+    assert float(estimate.surrogate) == pytest.approx(loss, rel=1e-5)
+    model.fit(x, y, verbose=0)
+    assert np.isfinite(model.evaluate(x, y, verbose=0))
+
+
+def frozen_teacher(trainable=False, inference="mode"):
+    inputs = keras.Input([3])
+    layer = BINARY(2, "relax", prior="learned", inference=inference, name="teacher")
+    teacher = keras.Model(inputs, layer(inputs))
+    teacher.trainable = trainable
+    return layer, teacher
+
+
+@pytest.mark.parametrize("inference", ["mode", "mean"])
+def test_a_frozen_layer_that_is_called_for_inference_emits_what_it_says(inference):
+    layer, teacher = frozen_teacher(inference=inference)
+    model = student(teacher)
+    model.certify = True
+    x, y = data()
+    model.fit(x, y, verbose=0)
+    assert list(model.estimate(x, y).estimates) == ["b"]
+    dist = layer.distribution(tf.constant(x))
+    near = getattr(dist, inference)()
+
+    class Recorded(Distilled):
+        def compute_cost(self, x, y, y_pred, latents, sample_weight=None):
+            emitted = self.teacher(x, training=False)
+            return tf.reduce_sum(emitted**2, -1) + latents["teacher"].kl
+
+    model.__class__ = Recorded
+    expected = tf.reduce_mean(tf.reduce_sum(near**2, -1) + layer.kl_divergence(dist, near))
+    assert float(model.estimate(x, y).surrogate) == pytest.approx(float(expected), rel=1e-5)
+    model.compile("sgd")
+    logs = model.evaluate(x, y, verbose=0, batch_size=len(x), return_dict=True)
+    assert logs["loss"] == pytest.approx(float(expected), rel=1e-5)
+    trained = model.fit(x, y, verbose=0, batch_size=len(x)).history
+    assert trained["loss"][0] == pytest.approx(float(expected), rel=1e-5)
+    kl = float(tf.reduce_mean(layer.kl_divergence(dist, near)))
+    assert trained["teacher_kl"][0] == pytest.approx(kl, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(("trainable", "inference"), [(True, "mode"), (False, "sample")])
+def test_a_layer_that_learns_or_draws_is_estimated_whatever_training_says(trainable, inference):
+    _, teacher = frozen_teacher(trainable, inference)
+    assert set(student(teacher).estimate(*data()).estimates) == {"b", "teacher"}
+
+
+def test_samples_for_inference_of_a_layer_that_learns_are_refused_in_a_step():
+    """No estimator would see them, and the gradient would lack their part."""
+    original = Subclassed("rloo")
+    original.b.name = "other"
+    original(data()[0])
+    model = student(original.for_inference("sample"))
+    with pytest.raises(ValueError, match="'other' learns, and its sample was drawn for inference"):
+        model.estimate(*data())
+    original.trainable = False
+    model.estimate(*data())
+    original.trainable = True
+    for inference in ("mode", "mean"):
+        assert list(student(original.for_inference(inference)).estimate(*data()).estimates) == ["b"]

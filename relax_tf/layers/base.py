@@ -45,6 +45,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
     """
 
     family: type[Distribution]
+    only_predicts = False  # as a copy that `for_inference` made
 
     def __init__(
         self,
@@ -123,7 +124,8 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         one sample, what a deployed model without chance would incur. `"mean"`: `E[b]`, as a rule
         not a value that `b` can have; the loss is the cost at the mean, which is neither the
         expected cost nor a bound of it unless the cost is linear. A KL that is `"analytic"` is the
-        same under all three; a `"sampled"` one is taken at what is emitted.
+        same under all three; a `"sampled"` one is taken at what is emitted. In a training step the
+        mode or mean is what a frozen layer emits that is called with `training=False` (a teacher).
         """
         return self._inference
 
@@ -174,6 +176,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         """
         settings = {"estimator": "reinforce", "prior": None, "inference": inference}
         layer = type(self).from_config({**self.get_config(), **settings})
+        layer.only_predicts = True
         if self.dense is not None:
             untrack(layer, layer.dense)
             layer.dense = self.dense
@@ -223,7 +226,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         sample = (
             sample_alone(self, dist, training)
             if current is None
-            else current.emit(self, dist, context)
+            else current.emit(self, dist, context, training)
         )
         return tf.cast(sample, self.compute_dtype)
 

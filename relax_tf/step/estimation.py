@@ -111,4 +111,5 @@ def _pathwise_estimates(
 
 
 def summed(value: tf.Tensor, others: list[tf.Tensor]) -> tf.Tensor:
-    return tf.add_n([value, *(tf.cast(other, value.dtype) for other in others)])
+    """The scalar and the others: of a layer's added loss with axes its sum, as in Keras."""
+    return tf.add_n([value, *(tf.reduce_sum(tf.cast(o, value.dtype)) for o in others)])

@@ -59,6 +59,8 @@ class TrainingPass(Pass):
         tape: watches z where an estimator backpropagates through it, if given.
     """
 
+    trains = True
+
     def __init__(self, seeds: Seeds, tape: tf.GradientTape | None = None):
         super().__init__()
         self._seeds = seeds
@@ -110,8 +112,8 @@ State = list[tuple[keras.Variable, tf.Tensor]]
 class Outcome(NamedTuple):
     """What a training pass yields.
 
-    The model's output, the cost of each example `[batch]`, the scalar `add_loss` terms, the values
-    that variables had before, through which no gradient reaches the model, and whether other than
+    The model's output, the cost of each example `[batch]`, the `add_loss` terms, the values that
+    variables had before, through which no gradient reaches the model, and whether other than
     stochastic layers drew random numbers.
     """
 

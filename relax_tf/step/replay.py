@@ -43,6 +43,8 @@ class Replay(Pass):
         is_downstream: tells of a later call whether it may depend on this call's sample.
     """
 
+    trains = True
+
     def __init__(
         self,
         originals: list[Call],
