@@ -333,3 +333,26 @@ def test_an_estimator_of_one_s_own_has_the_objective_and_the_step_of_rloo():
 def test_an_objective_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"`combine` of estimator 'Vector'.*\(5,\).*\(3, 5\)"):
         Vector(3).estimate(Bernoulli(theta_of(5)), lambda b: tf.reduce_sum(b, -1))
+
+
+class Counter(keras.layers.Layer):
+    """Counts examples of training, from a million on."""
+
+    def build(self, shape):
+        million = keras.initializers.Constant(1e6)
+        self.seen = self.add_weight(shape=(), initializer=million, trainable=False)
+
+    def call(self, x, training=None):
+        if training:
+            self.seen.assign_add(tf.cast(tf.shape(x)[0], tf.float32))
+        return x
+
+
+def test_a_bound_counts_each_example_once():
+    inputs, counter = keras.Input([3]), Counter()
+    b = relax_tf.StochasticBinaryLayer(4, estimators.Vimco(num_samples=5))(counter(inputs))
+    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(b))
+    model.compile("sgd", loss="mse")
+    model.certify = True
+    model.fit(np.ones([8, 3]), np.ones([8, 2]), batch_size=8, verbose=0)
+    assert counter.seen.numpy() == 1e6 + 8

@@ -30,6 +30,7 @@ from relax_tf.estimators.estimate import (
 )
 from relax_tf.estimators.learning import gradients_of_phi, if_due
 from relax_tf.estimators.terms import Term
+from relax_tf.keras_internals import all_layers
 
 _EXAMPLES = {
     "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",
@@ -118,6 +119,8 @@ class Estimator(keras.layers.Layer):
         """`build`, if that is still to be done; a subclass may have left out `super().build`."""
         if not self.built:
             self.build(tuple(theta_shape), None if context_shape is None else tuple(context_shape))
+            for layer in [] if self.trainable else all_layers(self):  # in a frozen layer's copy
+                layer.trainable = False
         mark_control_variates(self.variables)
 
     # What a subclass defines.

@@ -13,7 +13,7 @@ from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.arguments import checked_context
 from relax_tf.keras_internals import mask_of, untrack
 from relax_tf.layers.alone import sample_alone
-from relax_tf.layers.passes import active_pass
+from relax_tf.layers.passes import active_pass, without_chance
 from relax_tf.layers.prior import PriorLayer
 from relax_tf.layers.theta import ThetaLayer, is_nested
 from relax_tf.layers.tracked import Tracked
@@ -45,7 +45,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
     """
 
     family: type[Distribution]
-    only_predicts = False  # as a copy that `for_inference` made
+    only_predicts = False  # a copy that `for_inference` made
 
     def __init__(
         self,
@@ -68,6 +68,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.estimator = estimator
+        self.estimator.trainable &= self.trainable  # the config of a frozen layer says so once
         self.prior = prior
         self.kl = one_of(kl, ["analytic", "sampled"], "kl")
         self.inference = inference
@@ -124,8 +125,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         one sample, what a deployed model without chance would incur. `"mean"`: `E[b]`, as a rule
         not a value that `b` can have; the loss is the cost at the mean, which is neither the
         expected cost nor a bound of it unless the cost is linear. A KL that is `"analytic"` is the
-        same under all three; a `"sampled"` one is taken at what is emitted. In a training step the
-        mode or mean is what a frozen layer emits that is called with `training=False` (a teacher).
+        same under all three; a `"sampled"` one is taken at what is emitted.
         """
         return self._inference
 
@@ -182,6 +182,11 @@ class StochasticLayer(PriorLayer, ThetaLayer):
             layer.dense = self.dense
         return layer
 
+    @property
+    def _predicts_alone(self) -> bool:
+        """Whether it has no part in passes, as in a teacher."""
+        return self.only_predicts and self.inference != "sample"
+
     # What a pass asks.
 
     def mean(self, inputs: Any) -> Any:
@@ -223,12 +228,11 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         else:
             context = checked_context(dist, context)
         current = active_pass()
-        sample = (
-            sample_alone(self, dist, training)
-            if current is None
-            else current.emit(self, dist, context, training)
-        )
-        return tf.cast(sample, self.compute_dtype)
+        if current is None:
+            return tf.cast(sample_alone(self, dist, training), self.compute_dtype)
+        if self._predicts_alone:
+            return tf.cast(without_chance(dist, self.inference), self.compute_dtype)
+        return tf.cast(current.emit(self, dist, context), self.compute_dtype)
 
     def compute_output_spec(self, inputs, *args, **kwargs):
         context = kwargs.get("context")
@@ -276,17 +280,21 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         super().load_own_variables(own)
         self.seed_generator.state.assign(state[()])
 
+    @classmethod
+    def from_config(cls, config):
+        layer = super().from_config({k: v for k, v in config.items() if k != "only_predicts"})
+        layer.only_predicts = config.get("only_predicts", False)
+        return layer
+
     def get_config(self) -> dict[str, Any]:
+        estimator = estimators.serialize(self.estimator)
+        estimator.pop("build_config", None)  # it takes its shapes from the layer that builds it
         return {
             **super().get_config(),
-            "estimator": _without_shapes(estimators.serialize(self.estimator)),
+            **({"only_predicts": True} if self.only_predicts else {}),
+            "estimator": estimator,
             "prior": self.prior,
             "kl": self.kl,
             "inference": self.inference,
             "seed": self.seed,
         }
-
-
-def _without_shapes(config: dict[str, Any]) -> dict[str, Any]:
-    """A serialised estimator that takes its shapes from the layer that builds it."""
-    return {key: value for key, value in config.items() if key != "build_config"}

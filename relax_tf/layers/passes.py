@@ -99,7 +99,6 @@ class Pass:
 
     Attributes:
         calls: the records so far, in order.
-        teachers: of calls that predict, and are a function of theta without chance.
         latents: of the same calls, what a cost may see; it grows while the cost makes calls.
         terms: the parts of the cost that have a name, `[batch]` each.
         trains: whether it is part of a training step.
@@ -109,7 +108,6 @@ class Pass:
 
     def __init__(self):
         self.calls: list[Call] = []
-        self.teachers: list[Call] = []
         self.latents = Latents()
         self.terms: dict[str, tf.Tensor] = {}
 
@@ -120,24 +118,12 @@ class Pass:
     def __exit__(self, *exception):
         _stack().pop()
 
-    def emit(
-        self, layer: Any, dist: Distribution, context: tf.Tensor, training: bool | None
-    ) -> tf.Tensor:
-        """Called by a stochastic layer: records the call, answers the sample to emit.
-
-        Teachers and target networks emit what `inference` says in training too: a copy for
-        inference, and a frozen layer that is called with `training=False`.
-        """
-        records, choice = self.calls, None
-        if layer.inference != "sample":
-            if layer.only_predicts:
-                return without_chance(dist, layer.inference)
-            if self.trains and training is False and not layer.trainable:
-                records, choice = self.teachers, (None, None, without_chance(dist, layer.inference))
-        eps, z, sample = choice or self._choose(len(self.calls), layer, dist)
+    def emit(self, layer: Any, dist: Distribution, context: tf.Tensor) -> tf.Tensor:
+        """Called by a stochastic layer: records the call, answers the sample to emit."""
+        eps, z, sample = self._choose(len(self.calls), layer, dist)
         kl = layer.kl_divergence(dist, sample)
         name = self._name(layer)
-        records.append(Call(name, layer, dist, eps, z, sample, kl, context))
+        self.calls.append(Call(name, layer, dist, eps, z, sample, kl, context))
         self.latents[name] = Latent(dist, sample, kl)
         return sample
 
@@ -157,8 +143,7 @@ class Pass:
 
     def _name(self, layer: Any) -> str:
         """The layer's name; from its second call on `name:1`, `name:2`, ..."""
-        calls = [*self.calls, *self.teachers]
-        before = [call for call in calls if call.layer.name == layer.name]
+        before = [call for call in self.calls if call.layer.name == layer.name]
         if any(call.layer is not layer for call in before):
             raise ValueError(
                 f"two stochastic layers of one model are both named {layer.name!r}. "
@@ -184,16 +169,34 @@ class EvaluationPass(Pass):
         inference = self._inference or layer.inference
         if inference != "sample":
             return None, None, without_chance(dist, inference)
-        if layer.trainable and any(outer.trains for outer in _stack()):
-            raise ValueError(
-                f"layer {layer.name!r} learns, and its sample was drawn for inference inside a "
-                "training step, where no estimator sees it: its gradient would be missing. Use "
-                "for_inference('mode') or ('mean'), or call the model itself."
-            )
         # The call's number keeps layers apart that were given the same seed.
         eps = dist.noise(fold_in(layer.next_seed(), index))
         draw = dist.from_noise(eps)
-        return eps, draw.z, draw.b
+        in_a_step = any(outer.trains for outer in _stack())
+        return eps, draw.z, without_gradient(layer, dist, draw.b) if in_a_step else draw.b
+
+
+def without_gradient(layer: Any, dist: Distribution, b: tf.Tensor) -> tf.Tensor:
+    """A sample drawn for inference in a training step, where no estimator sees it.
+
+    Raises:
+        ValueError: where a gradient asks for the way to theta, which would lack its part.
+    """
+
+    @tf.custom_gradient
+    def sample(*theta):
+        del theta
+
+        def backward(*_):
+            raise ValueError(
+                f"a sample of layer {layer.name!r} was drawn for inference inside a training step, "
+                "where no estimator sees it: the gradient of what computes its theta would be "
+                "missing. Cut it off (tf.stop_gradient), or call the model itself."
+            )
+
+        return tf.stop_gradient(b), backward
+
+    return sample(*tf.nest.flatten(dist.theta))
 
 
 def without_chance(dist: Distribution, inference: str) -> tf.Tensor:

@@ -39,7 +39,11 @@ class ThetaLayer(keras.layers.Layer):
             self.dense = None
         else:
             self.dense = keras.layers.Dense(
-                num_outputs, **settings, dtype=self.dtype_policy, name="theta"
+                num_outputs,
+                **settings,
+                dtype=self.dtype_policy,
+                trainable=self.trainable,
+                name="theta",
             )
             self.input_spec = keras.InputSpec(min_ndim=2)
 

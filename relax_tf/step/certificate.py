@@ -167,37 +167,41 @@ class Probe:
         """Whether K passes of the batch may be one of a batch K times as long.
 
         They may if no layer draws masks or noise, which a longer batch has others of, and if the
-        longer batch gives each row the same cost and leaves the same state; where it takes the
-        place of the hard pass (`vimco`) the same added losses and metrics too.
+        longer batch gives each row the same cost and leaves the same state. Where it takes the
+        place of the hard pass (`vimco`), there may be no added losses and no other state either.
         """
         counts = [call.layer.estimator.num_samples for call in self.calls]
         joint = any(call.layer.estimator.joint for call in self.calls)
         if max(counts) < 3 and not joint:
             return False  # there is never more than one more sample
-        if self._draws_masks:
+        if self._draws_masks or (joint and (self.adds_losses or self._assigned)):
             return False
 
         def twice(replays, seeds, f_b):
             del seeds
             _, scope = replays.unchanged(copies=1)
             both, scope_of_both = replays.unchanged(copies=2)
-            left = [*self.model.non_trainable_variables, *(self._assigned if joint else [])]
-            leaves = [
-                (scope.get_current_value(v), scope_of_both.get_current_value(v)) for v in left
+            states = [
+                (scope.get_current_value(v), scope_of_both.get_current_value(v))
+                for v, _ in self._state
             ]
-            if joint:
-                leaves += zip(scope.losses, scope_of_both.losses, strict=True)
-            return f_b, unfold(both, 2), leaves
+            return f_b, unfold(both, 2), states
 
         try:
-            f_b, both, leaves = self.run(self.measurement(twice))
+            f_b, both, states = self.run(self.measurement(twice))
         except Exception:  # whatever a model does with a batch of another size
             return False
         once = np.stack([f_b, f_b], 1)
         alike = relative_difference(both.T, once) <= self.repeats(f_b)
         return bool(alike.all()) and all(
-            np.allclose(one, two, rtol=1e-4, atol=1e-6) for one, two in leaves
+            _same_change(was.numpy(), *now)
+            for (_, was), now in zip(self._state, states, strict=True)
         )
+
+
+def _same_change(was: np.ndarray, one: np.ndarray, two: np.ndarray) -> bool:
+    was, one, two = (value.astype(np.float64) for value in (was, one, two))
+    return np.allclose(one - was, two - was, 1e-4, 1e-6 * (1 + np.abs(was).max(initial=0)))
 
 
 def _shapes(outputs: Any) -> Any:

@@ -96,7 +96,7 @@ class Logs(TrainerHooks):
     def _track_parts(self, a_pass: Pass, examples: tf.Tensor) -> None:
         """Takes in each layer's KL, in nats and unweighted, and the terms of the cost."""
         kls = {}
-        for call in [*a_pass.calls, *a_pass.teachers]:
+        for call in a_pass.calls:
             if call.kl is not None:
                 kls.setdefault(call.layer, []).append(call.kl)
         for layer, of_calls in kls.items():

@@ -276,7 +276,8 @@ class RelaxTrainer(EvaluationSteps, Logs):
         return logs
 
     def _stochastic_layers(self) -> list[StochasticLayer]:
-        return [layer for layer in all_layers(self) if isinstance(layer, StochasticLayer)]
+        layers = [layer for layer in all_layers(self) if isinstance(layer, StochasticLayer)]
+        return [layer for layer in layers if not layer._predicts_alone]
 
     # Saving.
 
