@@ -98,26 +98,26 @@ def test_schedule_of_a_day_worked_out_by_hand():
     assert workshop.best_schedules(durations[np.newaxis]) == [5.0]
 
 
-FOUR_COMPARED = """
+FIVE_COMPARED = """
 from configs import variance
 
 def get_config():
     config = variance.get_config()
-    names = ("reinforce", "nvil", "disarm", "rebar")
+    names = ("reinforce", "nvil", "disarm", "rebar", "relaxed_rebar")
     config.compared = {name: config.compared[name] for name in names}
     return config
 """
 
 
 def test_variance_table_of_a_frozen_vae(tmp_path, data_dir):
-    (tmp_path / "four.py").write_text(FOUR_COMPARED)
+    (tmp_path / "five.py").write_text(FIVE_COMPARED)
     overrides = ["--config.steps=200", "--config.log_every=100", "--config.adapt_steps=200"]
     overrides += ["--config.variance_draws=100", f"--config.data_dir={data_dir}"]
-    output = run("variance", tmp_path / "four", tmp_path, *overrides)
+    output = run("variance", tmp_path / "five", tmp_path, *overrides)
     lines = (tmp_path / "variance.csv").read_text().splitlines()
     assert lines[0] == "estimator,evaluations,layer,variance,log_variance"
     table = {row["estimator"]: row for row in csv.DictReader(lines)}
-    assert "rebar" in output
+    assert "relaxed_rebar" in output
     assert (table["disarm"]["evaluations"], table["nvil"]["evaluations"]) == ("2", "1")
     assert float(table["rebar"]["variance"]) < float(table["reinforce"]["variance"]) / 2
     assert (tmp_path / "figures" / "variance.png").stat().st_size > 10_000

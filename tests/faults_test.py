@@ -118,7 +118,7 @@ def survives(kills, tmp_path, data_dir, steps):
 
 
 def test_killed_run_ends_like_one_left_alone(tmp_path, data_dir):
-    kills = [Kill("step", 3), Kill("half-written", 6)]
+    kills = [Kill("step", 3), Kill("half-written", 6), Kill("written", 7)]
     survives(kills, tmp_path, data_dir, steps=400)
 
 

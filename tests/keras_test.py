@@ -243,7 +243,9 @@ def test_ten_steps_at_a_time_are_the_same_steps():
 @pytest.mark.parametrize(
     "build",
     [
-        *("one output, XLA", "two outputs", "one output, uncertified"),
+        "one output, XLA",
+        "two outputs",
+        "one output, uncertified",
         *further("one output", "subclass"),
     ],
 )

@@ -32,7 +32,7 @@ from tests.stacks import (
     [
         ("relaxed_rebar", "relaxed_rebar", "learned", "sampled"),
         ("rebar", "relax", "learned", "analytic"),
-        ("rloo", "disarm", "uniform", "sampled"),
+        ("rloo", "disarm", "learned", "sampled"),
         ("nvil", "muprop", None, "analytic"),
         *further(
             ("relax", "rebar", None, "analytic"),
@@ -126,13 +126,11 @@ def test_a_layer_called_twice_is_credited_for_both_calls():
             [(BINARY, "relaxed_rebar", "learned"), (CATEGORICAL, "relaxed_rebar", "learned")],
             "sampled",
         ),
+        ([(NORMAL, "lax", "learned"), (CATEGORICAL, "relax", "learned")], "sampled"),
         *further(
             ([(BINARY, "relax", "uniform"), (CATEGORICAL, "rebar", "uniform")], "analytic"),
             ([(CATEGORICAL, "rebar", None), (BINARY, "relaxed_rebar", "learned")], "analytic"),
             ([(NORMAL, "reparameterization", "learned"), (BINARY, "rebar", None)], "sampled"),
-        ),
-        ([(NORMAL, "lax", "learned"), (CATEGORICAL, "relax", "learned")], "sampled"),
-        *further(
             (
                 [
                     (CATEGORICAL, "relaxed_rebar", "learned"),
