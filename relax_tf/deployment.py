@@ -1,6 +1,5 @@
 """Models for inference: the weights of a RelaxModel in a plain Keras model."""
 
-import contextlib
 import functools
 from typing import Any
 
@@ -88,8 +87,7 @@ def _anew(model: Any, inference: str) -> tuple[Any, Any]:
             made[id(layer)] = _for_inference(layer, inference)
         return made[id(layer)]
 
-    settings = as_by_default(model) if hasattr(model, "certify") else contextlib.nullcontext()
-    with settings:  # Keras compiles the clone, a plain model maybe, as this one is
+    with as_by_default(model):  # Keras compiles the clone, a plain model maybe, as this one is
         clone = keras.models.clone_model(model, clone_function=layer_for_inference)
     return clone.input, clone.output
 

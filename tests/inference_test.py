@@ -249,6 +249,21 @@ def test_a_teacher_in_a_graph_stays_one_in_files_and_clones(tmp_path):
         assert logs["b_second_moment"][0] > 0 and "teacher_second_moment" not in logs
 
 
+def test_what_a_teacher_is_told_to_emit_later_takes_effect_in_evaluate():
+    inputs = keras.Input([3])
+    teacher = in_a_graph(relax_tf.RelaxModel, "rloo", "teacher").for_inference("mode")
+    b = BINARY(4, "rloo", inference="mean", name="b")(inputs)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Add()([teacher(inputs), 0.0 * b[:, :2]]))
+    model.compile("sgd", loss="mse")
+    x, _ = data()
+    layer, top = teacher.get_layer("teacher"), teacher.get_layer("outputs")
+    for inference in ("mode", "mean", "mode"):
+        layer.inference = inference
+        expected = top(getattr(layer.distribution(tf.constant(x)), inference)())
+        np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
+        assert model.evaluate(x, expected, verbose=0) == pytest.approx(0, abs=1e-10)
+
+
 def test_students_may_have_a_bound_and_the_names_of_their_teachers():
     teacher = in_a_graph(relax_tf.RelaxModel, "rloo", "b").for_inference("mean")
     model = student(teacher, relax_tf.estimators.Vimco(num_samples=3))
@@ -270,6 +285,16 @@ def test_a_frozen_layer_stays_frozen_in_files_and_clones(estimator, tmp_path):
         model.get_layer("b").trainable = True
         assert len(one.trainable_variables) == len(model.trainable_variables)
         model.get_layer("b").trainable = False
+
+
+@pytest.mark.parametrize("assigned", [False, True])
+def test_all_of_a_layer_is_frozen_that_was_made_so(assigned):
+    layer = BINARY(4, "rloo" if assigned else "relax", trainable=False)
+    if assigned:
+        layer.estimator = "relax"
+    layer(tf.zeros([2, 3]))
+    assert layer.estimator.variables
+    assert not any(variable.trainable for variable in (*layer.dense.variables, *layer.variables))
 
 
 def test_models_that_nest_plain_ones_have_copies_for_inference():

@@ -119,8 +119,9 @@ class Estimator(keras.layers.Layer):
         """`build`, if that is still to be done; a subclass may have left out `super().build`."""
         if not self.built:
             self.build(tuple(theta_shape), None if context_shape is None else tuple(context_shape))
-            for layer in [] if self.trainable else all_layers(self):  # in a frozen layer's copy
-                layer.trainable = False
+            if not self.trainable:  # nor are the networks that `build` made
+                for layer in all_layers(self):
+                    layer.trainable = False
         mark_control_variates(self.variables)
 
     # What a subclass defines.

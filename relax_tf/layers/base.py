@@ -68,7 +68,6 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.estimator = estimator
-        self.estimator.trainable &= self.trainable  # the config of a frozen layer says so once
         self.prior = prior
         self.kl = one_of(kl, ["analytic", "sampled"], "kl")
         self.inference = inference
@@ -164,6 +163,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
                 "instance."
             )
         self.estimator.owner = weakref.ref(self)
+        self.estimator.trainable &= self.trainable  # of a layer that was frozen before
         with default_networks(local=not self.estimator.sees_whole_maps):
             self.estimator.ensure_built(theta_shape, context_shape)
         if self.estimator.trainable_variables:
@@ -175,8 +175,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         It has no control variate, no prior and a generator of its own.
         """
         settings = {"estimator": "reinforce", "prior": None, "inference": inference}
-        layer = type(self).from_config({**self.get_config(), **settings})
-        layer.only_predicts = True
+        layer = type(self).from_config({**self.get_config(), **settings, "only_predicts": True})
         if self.dense is not None:
             untrack(layer, layer.dense)
             layer.dense = self.dense

@@ -200,8 +200,10 @@ class Probe:
 
 
 def _same_change(was: np.ndarray, one: np.ndarray, two: np.ndarray) -> bool:
+    """Whether two values are alike, and by how much they differ from the one before."""
     was, one, two = (value.astype(np.float64) for value in (was, one, two))
-    return np.allclose(one - was, two - was, 1e-4, 1e-6 * (1 + np.abs(was).max(initial=0)))
+    changed = np.isclose(one - was, two - was, rtol=1e-4, atol=1e-6 * (1 + np.abs(was)))
+    return changed.all() and np.allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
 def _shapes(outputs: Any) -> Any:

@@ -25,10 +25,10 @@ SETTINGS = {"evaluation_samples": 1, "certify": True}
 @contextlib.contextmanager
 def as_by_default(model: Any) -> Iterator[None]:
     """While active, the model has none of the settings that a plain model has not."""
-    settings = {name: getattr(model, name) for name in SETTINGS}
+    settings = {name: getattr(model, name) for name in SETTINGS if hasattr(model, name)}
     try:
-        for name, value in SETTINGS.items():
-            setattr(model, name, value)
+        for name in settings:
+            setattr(model, name, SETTINGS[name])
         yield
     finally:
         for name, value in settings.items():
@@ -77,7 +77,7 @@ class EvaluationSteps:
 
         Or XLA turned out not to compile the model.
         """
-        emitted = (layer.inference for layer in self._stochastic_layers())
+        emitted = (layer.inference for layer in self._stochastic_layers(teachers=True))
         now = [self.evaluation_samples, self.jit_compile, *emitted]
         before = self._traced_evaluation.get(function, now)
         self._traced_evaluation[function] = now

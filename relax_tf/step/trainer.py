@@ -275,9 +275,9 @@ class RelaxTrainer(EvaluationSteps, Logs):
             logs["relaxed_loss"] = logs["loss"]
         return logs
 
-    def _stochastic_layers(self) -> list[StochasticLayer]:
+    def _stochastic_layers(self, teachers: bool = False) -> list[StochasticLayer]:
         layers = [layer for layer in all_layers(self) if isinstance(layer, StochasticLayer)]
-        return [layer for layer in layers if not layer._predicts_alone]
+        return layers if teachers else [layer for layer in layers if not layer._predicts_alone]
 
     # Saving.
 
