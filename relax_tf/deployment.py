@@ -94,7 +94,7 @@ def _anew(model: Any, inference: str) -> tuple[Any, Any]:
 
 def _for_inference(layer: Any, inference: str) -> Any:
     if isinstance(layer, StochasticLayer):
-        return layer.for_inference(inference)
+        return layer if layer._predicts_alone else layer.for_inference(inference)
     if not isinstance(layer, keras.Layer) or not _holds_stochastic_layers(layer):
         return layer
     if isinstance(layer, keras.Sequential):

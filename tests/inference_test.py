@@ -264,6 +264,51 @@ def test_what_a_teacher_is_told_to_emit_later_takes_effect_in_evaluate():
         assert model.evaluate(x, expected, verbose=0) == pytest.approx(0, abs=1e-10)
 
 
+def test_what_a_teacher_is_told_to_emit_later_takes_effect_in_fit():
+    """The cost that is logged is that of what it emits now."""
+    teacher = in_a_graph(relax_tf.RelaxModel, "rloo", "teacher").for_inference("mode")
+    teacher.trainable = False
+    inputs = keras.Input([3])
+    b = BINARY(4, "rloo", name="b")(inputs)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Add()([teacher(inputs), 0.0 * b[:, :2]]))
+    model.compile("sgd", loss="mse")
+    x, y = data()
+    layer, top = teacher.get_layer("teacher"), teacher.get_layer("outputs")
+    for inference in ("mode", "mean", "mode"):
+        layer.inference = inference
+        emitted = top(getattr(layer.distribution(tf.constant(x)), inference)())
+        expected = float(tf.reduce_mean((emitted - y) ** 2))
+        assert model.fit(x, y, verbose=0).history["loss"] == pytest.approx([expected], rel=1e-4)
+        assert model.train_on_batch(x, y) == pytest.approx(expected, rel=1e-4)
+    traced = model.train_function
+    model.fit(x, y, verbose=0)
+    assert model.train_function is traced
+
+
+class Around(relax_tf.RelaxModel):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def call(self, x):
+        return self.model(x)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_teacher_emits_the_same_in_a_copy_for_inference(graph):
+    teacher = in_a_graph(relax_tf.RelaxModel, "rloo", "teacher").for_inference("mode")
+    inputs = keras.Input([3])
+    b = BINARY(4, "rloo", name="b")(inputs)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Add()([teacher(inputs), 0.0 * b[:, :2]]))
+    x, _ = data()
+    expected = teacher.predict(x, verbose=0)
+    if not graph:
+        model = Around(model)
+        model(x)
+    plain = model.for_inference("mean")
+    np.testing.assert_allclose(plain.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_students_may_have_a_bound_and_the_names_of_their_teachers():
     teacher = in_a_graph(relax_tf.RelaxModel, "rloo", "b").for_inference("mean")
     model = student(teacher, relax_tf.estimators.Vimco(num_samples=3))

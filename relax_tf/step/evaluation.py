@@ -78,13 +78,20 @@ class EvaluationSteps:
         Or XLA turned out not to compile the model.
         """
         emitted = (layer.inference for layer in self._stochastic_layers(teachers=True))
-        now = [self.evaluation_samples, self.jit_compile, *emitted]
-        before = self._traced_evaluation.get(function, now)
-        self._traced_evaluation[function] = now
+        return self._has_changed(function, [self.evaluation_samples, self.jit_compile, *emitted])
+
+    def _teachers_have_changed(self) -> bool:
+        """Whether teachers emit something else than when Keras made the train function."""
+        layers = self._stochastic_layers(teachers=True)
+        return self._has_changed("train", [x.inference for x in layers if x.only_predicts])
+
+    def _has_changed(self, function: str, now: list[Any]) -> bool:
+        before = self._traced_for.get(function, now)
+        self._traced_for[function] = now
         return now != before
 
     @functools.cached_property
-    def _traced_evaluation(self) -> dict[str, list[Any]]:
+    def _traced_for(self) -> dict[str, list[Any]]:
         return {}
 
     def test_step(self, data):
