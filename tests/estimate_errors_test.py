@@ -160,7 +160,7 @@ WRONG = [
     (lambda: estimate("rloo", draw=DIST.draw()), ValueError, r"4 samples, \(4, 4, 3\)"),
     (lambda: estimate("rloo", cost=lambda b: total(b)[0]), ValueError, r"\(4, 4\).*\(4,\)"),
     (lambda: estimate("arm", dist=ONE_HOT), ValueError, "Bernoulli.*OneHotCategorical.*'rloo'"),
-    (lambda: estimate("disarm", dist=NORMAL), ValueError, "Bernoulli variables only.*Normal"),
+    (lambda: estimate("disarm", dist=NORMAL), ValueError, "discrete distributions only.*Normal"),
     (
         lambda: estimate(estimators.Nvil(keras.layers.Dense(2)), context=tf.ones([4, 2])),
         ValueError,

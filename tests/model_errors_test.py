@@ -260,7 +260,7 @@ WRONG = [
         ValueError,
         "kl='analytic'.*kl='sampled'",
     ),
-    (lambda: normal(estimator="arm"), ValueError, "arm.*Bernoulli variables only.*Normal"),
+    (lambda: normal(estimator="arm"), ValueError, "arm.*discrete distributions only.*Normal"),
     (lambda: categorical(estimator="disarm"), ValueError, "disarm.*Bernoulli variables only"),
     (weighted_vimco, ValueError, "`sample_weight`.*'vimco'"),
     # Diagnostics.

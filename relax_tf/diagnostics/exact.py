@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from relax_tf import estimators
 from relax_tf.distributions.base import Distribution, over_event
+from relax_tf.distributions.consistency import check_enumeration, is_foreign
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators import Estimator
 from relax_tf.estimators.estimate import Cost, check_problem, evaluate_cost
@@ -27,7 +28,8 @@ def exact_gradient(dist: Distribution, cost: Cost) -> tf.Tensor:
 
     Raises:
         TypeError: if `dist` is not a distribution or `cost` is not callable.
-        ValueError: if the distribution has too many samples or none that can be listed.
+        ValueError: if the distribution has too many samples or none that can be listed; if the
+            `score`, the `log_prob` and the `enumerate` of one of your own do not agree.
 
     Example:
 
@@ -41,6 +43,8 @@ def exact_gradient(dist: Distribution, cost: Cost) -> tf.Tensor:
         states[:, tf.newaxis], tf.concat([tf.shape(states)[:1], tf.shape(dist.theta)], 0)
     )
     f_b = evaluate_cost(cost, b, dist)
+    if is_foreign(dist) and tf.executing_eagerly():
+        check_enumeration(dist, b)
     weight = tf.exp(dist.log_prob(b)) * f_b
     return tf.reduce_sum(over_event(weight, b) * dist.score(b), 0)
 

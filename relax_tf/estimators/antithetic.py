@@ -80,16 +80,10 @@ class AntitheticEstimator(MultiSampleEstimator):
     """Base of the estimators on antithetic pairs. Of a draw that is given the first half counts."""
 
     defined_for = ("discrete",)
+    families = (Bernoulli,)
 
     def __init__(self, **kwargs):
         super().__init__(num_samples=2, **kwargs)
-
-    def check_defined_for(self, family):
-        if not issubclass(family, Bernoulli):
-            raise ValueError(
-                f"estimator {self.id!r} is defined for Bernoulli variables only. Received: "
-                f"{family.__name__}. Use estimator='rloo', which compares independent samples."
-            )
 
     def complete_draw(self, dist, eps, seed):
         return dist.from_noise(tf.stack([eps, -eps]))

@@ -156,6 +156,7 @@ class Arms(MultiSampleEstimator):
     """
 
     defined_for = ("discrete",)
+    families = (Bernoulli, OneHotCategorical)
 
     def __init__(self, num_samples: int = 4, **kwargs):
         super().__init__(num_samples, **kwargs)

@@ -28,14 +28,10 @@ from relax_tf.estimators.estimate import (
     package,
     second_moment,
 )
+from relax_tf.estimators.families import check_family
 from relax_tf.estimators.learning import gradients_of_phi, if_due
 from relax_tf.estimators.terms import Term
 from relax_tf.keras_internals import all_layers
-
-_EXAMPLES = {
-    "discrete": "'relaxed_rebar', 'relax' or 'reinforce'",
-    "continuous": "'lax', 'reparameterization' or 'reinforce'",
-}
 
 
 class Estimator(keras.layers.Layer):
@@ -45,6 +41,9 @@ class Estimator(keras.layers.Layer):
         given_network: the network of `network_terms`, if somebody gave it in place of the default.
         defined_for: the kinds of distributions that the estimator is defined for, of
             `("discrete", "continuous")`.
+        families: the classes of distributions that its proof is about, subclasses included; `()`
+            of one that holds for any.
+        asks_for: the methods that it asks of a distribution beyond those of `Distribution`.
         unbiased: whether the expectation of `Estimate.gradient` is the gradient.
         hard: whether the sample that the cost receives in training is a hard one.
         needs_cost: whether the estimator must evaluate the cost itself. Those that need not
@@ -69,7 +68,9 @@ class Estimator(keras.layers.Layer):
             for feature maps (of a file that one of them saved).
     """
 
-    defined_for = ("discrete", "continuous")
+    defined_for: tuple[str, ...] = ("discrete", "continuous")
+    families: tuple[type[Distribution], ...] = ()
+    asks_for: tuple[str, ...] = ()
     unbiased = True
     hard = True
     needs_cost = True
@@ -167,13 +168,7 @@ class Estimator(keras.layers.Layer):
 
     def check_defined_for(self, family: type[Distribution]) -> None:
         """Raises a ValueError unless the estimator is defined for this class of distributions."""
-        kind = "discrete" if family.discrete else "continuous"
-        if kind not in self.defined_for:
-            raise ValueError(
-                f"estimator {self.id!r} is defined for "
-                f"{' and '.join(self.defined_for)} distributions only. Received: "
-                f"{family.__name__}, which is {kind}. Use for example {_EXAMPLES[kind]}."
-            )
+        check_family(self, family)
 
     def draw(self, dist: Distribution, seed: Any = None) -> Draw:
         """What one estimate needs of draws: a draw of `dist`, or `num_samples` of them, stacked.

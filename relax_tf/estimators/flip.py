@@ -93,6 +93,7 @@ class Flip(Estimator):
     """
 
     defined_for = ("discrete",)
+    asks_for = ("trapezoid_vjp", "neighbour", "curved_vjp", "curved_noise")
     replay = "sloped"
     learns_from_gradient = False
 

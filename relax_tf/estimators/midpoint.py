@@ -22,7 +22,7 @@ from relax_tf.control_variates import (
     by_backpropagation,
     evaluate_outputs,
 )
-from relax_tf.distributions import Bernoulli
+from relax_tf.distributions import Bernoulli, OneHotCategorical
 from relax_tf.distributions.base import Distribution, over_event, sum_event
 from relax_tf.estimators.antithetic import AntitheticEstimator, _check_pair
 from relax_tf.estimators.arguments import check_event
@@ -102,6 +102,7 @@ class Midpoint(MultiSampleEstimator):
     """
 
     defined_for = ("discrete",)
+    families = (Bernoulli, OneHotCategorical)
     replay = "sloped"
 
     def __init__(self, **kwargs):

@@ -96,6 +96,7 @@ class Reparameterization(PathwiseEstimator):
     """
 
     defined_for = ("continuous",)
+    asks_for = ("reparameterization_vjp",)
     relies_on_derivative = True
 
     def emit(self, dist: Distribution, draw: Draw) -> tf.Tensor:
@@ -107,6 +108,7 @@ class RelaxingEstimator(PathwiseEstimator):
     """Base of the pathwise estimators of discrete variables, which differentiate `relax(z)`."""
 
     defined_for = ("discrete",)
+    asks_for = ("relax", "reparameterization_vjp")
     unbiased = False
 
     def __init__(self, temperature: float = 0.5, **kwargs):
@@ -217,6 +219,7 @@ class Reinmax(PathwiseEstimator):
     """
 
     defined_for = ("discrete",)
+    asks_for = ("trapezoid_vjp",)
     unbiased = False
 
     def emit(self, dist: Distribution, draw: Draw) -> tf.Tensor:

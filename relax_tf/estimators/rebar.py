@@ -43,6 +43,7 @@ class Rebar(Estimator):
     """
 
     defined_for = ("discrete",)
+    asks_for = ("relax", "reparameterization_vjp", "conditional_vjp", "conditional_draw")
     replay = "relaxed"
     relies_on_derivative = True
 

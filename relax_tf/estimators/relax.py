@@ -212,6 +212,7 @@ class Relax(BlackBoxEstimator):
     """
 
     defined_for = ("discrete",)
+    asks_for = ("relax", "reparameterization_vjp", "conditional_vjp", "conditional_draw")
 
     def __init__(
         self,
@@ -255,6 +256,7 @@ class Lax(BlackBoxEstimator):
     """
 
     defined_for = ("continuous",)
+    asks_for = ("reparameterization_vjp",)
 
     def see(self, dist, z):
         return dist.zero_where_fixed(z)

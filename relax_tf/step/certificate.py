@@ -5,12 +5,14 @@ Every unbiased estimator of this library takes for granted that
 (a) a replay at the drawn sample gives back the cost of the hard pass,
 (b) changing one example's sample changes no other example's cost,
 (c) where an estimator relies on the derivative of the cost, that is the derivative of the cost,
-(d) no loss that a layer adds (`add_loss`, activity regularisers) depends on a sample.
+(d) no loss that a layer adds (`add_loss`, activity regularisers) depends on a sample,
+(e) the methods of a distribution agree with each other.
 
 No inspection of a model's layers can promise that for every model, but on a batch it can be
 measured, and a model that fails is refused with the numbers. `fit` does so on its first batch and
 on some later ones. `coupling` measures (a) and (b), `cross_slopes` (b) where that sees nothing,
-`slopes` (c), `added_losses` (d), and `networks` (b) and (c) of the networks of control variates.
+`slopes` (c), `added_losses` (d), `own_distributions` (e) of classes that are not the library's,
+and `networks` (b) and (c) of the networks of control variates.
 """
 
 import warnings
@@ -31,6 +33,7 @@ from relax_tf.step.folding import unfold
 from relax_tf.step.gates import lift
 from relax_tf.step.hard_pass import Batch, Seeds, State, TrainingPass, ensure_built, run_hard
 from relax_tf.step.networks import check_networks
+from relax_tf.step.own_distributions import check_distributions
 from relax_tf.step.replay import Replays
 from relax_tf.step.rounding import (
     ROUNDING,
@@ -56,14 +59,14 @@ class Certificate(NamedTuple):
 
 @without_tensor_float_32()
 def certify(model: Any, batch: Batch) -> Certificate:
-    """Measures (a) to (d) on a batch, and which short cuts the model allows.
+    """Measures (a) to (e) on a batch, and which short cuts the model allows.
 
     Leaves no trace in variables. Weights that are all but zero are lifted from it meanwhile: a
     model whose last layer starts at zero, or with a gate that is still shut, would pass, since its
     cost does not depend on much yet.
 
     Raises:
-        ValueError: if one of the four does not hold. It names the property, the layer, the
+        ValueError: if one of the five does not hold. It names the property, the layer, the
             numbers, likely causes and what to do.
     """
     ensure_built(model, batch.x)
@@ -77,6 +80,7 @@ def certify(model: Any, batch: Batch) -> Certificate:
         check_derivatives(probe, coupled, random)
         check_added_losses(probe, f_b)
         check_networks(probe)
+        check_distributions(probe)
         model._rows_are_alike = probe.rows_are_alike()
     finally:
         assign(before)

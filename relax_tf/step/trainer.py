@@ -130,15 +130,16 @@ class RelaxTrainer(EvaluationSteps, Logs):
         of the hard pass, if the estimator evaluates the cost at several samples; (b) that changing
         the samples of some examples changes no other example's cost; (c) that the cost changes
         between two samples as its derivative says, if the estimator relies on that; (d) that no
-        loss which a layer adds (`add_loss`, an activity regulariser) depends on the samples. Takes
-        about as long as tracing one step, and leaves variables, seeds and metrics as they were.
+        loss which a layer adds (`add_loss`, an activity regulariser) depends on the samples; (e)
+        that a distribution of your own agrees with itself. Takes about as long as tracing one step,
+        and leaves variables, seeds and metrics as they were.
 
         Args:
             x, y, sample_weight: one batch, as `fit` would pass it, of at least two examples whose
                 costs are finite and not all zero.
 
         Raises:
-            ValueError: if one of the four does not hold; it names the property, the layer, the
+            ValueError: if one of the five does not hold; it names the property, the layer, the
                 numbers, likely causes and what to do. If the batch cannot tell.
 
         Example:

@@ -1,0 +1,93 @@
+"""Whether the methods of a distribution of one's own agree, as estimators take for granted.
+
+The library's own agree by its tests.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from relax_tf.distributions.base import Distribution
+
+_TOLERANCE = 1e-3  # of the largest number of a score; float32 leaves errors of 1e-5
+_STATES = 64  # at whose samples scores are looked at
+
+
+class Scores(NamedTuple):
+    """The score and the derivative of `log_prob`, each in the structure of theta."""
+
+    score: Any
+    derivative: Any
+
+
+def is_foreign(dist: Distribution) -> bool:
+    """Whether the class, or a method that it changes, is not of this library."""
+    return type(dist).__module__.partition(".")[0] != "relax_tf"
+
+
+def scores(dist: Distribution, b: tf.Tensor) -> Scores | None:
+    """Of samples `[batch, *event]`; None of a distribution whose `log_prob` has no derivative."""
+    if not hasattr(dist, "log_prob"):
+        return None
+    leaves = [tf.stop_gradient(leaf) for leaf in tf.nest.flatten(dist.theta)]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(leaves)
+        log_prob = _at(dist, tf.nest.pack_sequence_as(dist.theta, leaves)).log_prob(b)
+    derivative = tape.gradient(log_prob, leaves)
+    if any(leaf is None for leaf in derivative):
+        return None
+    return Scores(dist.score(b), tf.nest.pack_sequence_as(dist.theta, derivative))
+
+
+def _at(dist: Distribution, theta: Any) -> Distribution:
+    """The distribution at another theta; a class may have its parent's `with_theta`."""
+    other = dist.with_theta(theta)
+    if type(other) is not type(dist):
+        other = copy.copy(dist)
+        other.theta = theta
+    return other
+
+
+def check_scores(name: str, found: Scores) -> None:
+    """Raises a ValueError unless the score is the derivative of `log_prob`, in NumPy."""
+    for score, derivative in zip(*map(tf.nest.flatten, found), strict=True):
+        score, derivative = np.asarray(score), np.asarray(derivative)
+        comparable = np.isfinite(derivative)
+        if score.shape == derivative.shape and not comparable.any():
+            continue
+        if score.shape == derivative.shape:
+            score, derivative = score[comparable], derivative[comparable]
+            size = np.maximum(np.abs(derivative).max(), 1e-3)
+            if (np.abs(score - derivative) <= _TOLERANCE * size).all():
+                continue
+            worst = np.argmax(np.nan_to_num(np.abs(score - derivative), nan=np.inf))
+            what = f"{score[worst]:.4g} in place of {derivative[worst]:.4g}"
+        else:
+            what = f"shape {score.shape} in place of {derivative.shape}"
+        raise ValueError(
+            f"`score` of {name} is not the derivative of its `log_prob` with respect to theta: "
+            f"{what}. Estimates from it would be biased."
+        )
+
+
+def check_enumeration(dist: Distribution, b: tf.Tensor) -> None:
+    """Raises a ValueError unless `log_prob`, `enumerate` and `score` agree.
+
+    Args:
+        dist: a distribution.
+        b: all its samples, `[samples, batch, *event]`.
+    """
+    name = type(dist).__name__
+    total = tf.reduce_sum(tf.exp(dist.log_prob(b)), 0).numpy()
+    wrong = ~(np.abs(total - 1) < _TOLERANCE)
+    if wrong.any():
+        raise ValueError(
+            f"the samples that `enumerate` of {name} lists must have probabilities that add up to "
+            f"1. By its `log_prob` they add up to {total[wrong].flat[0]:.4g}."
+        )
+    for state in b[:: 1 + (len(b) - 1) // _STATES]:
+        found = scores(dist, state)
+        if found is not None:
+            check_scores(name, found)
