@@ -37,7 +37,8 @@ from relax_tf.distributions.base import Distribution
 from relax_tf.distributions.noise import fold_in, make_seed
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.estimate import Estimate, second_moment
-from relax_tf.trajectories import as_sample, check_estimator, check_steps, draw_of, real_tensor
+from relax_tf.trajectories import as_sample, check_estimator, draw_of, of_steps, real_tensor
+from relax_tf.validation import function
 
 __all__ = ["episode_second_moment", "policy_gradient", "returns_to_go"]
 
@@ -145,8 +146,10 @@ def policy_gradient(
         TypeError: if `estimator` is not an estimator or `dist` not a distribution, or an argument
             is not made of numbers.
         ValueError: if the estimator needs more of the cost than its value at the action taken, if
-            lengths or shapes disagree, or if the actions are not those that `z` stands for (where
-            values are known, not in a graph).
+            lengths or shapes disagree, or if the actions are not those that `z` stands for, or
+            such that the policy cannot take (where values are known; in a graph a
+            `tf.errors.InvalidArgumentError`, and with `jit_compile`, where there are none, a
+            gradient that is NaN).
 
     Example:
 
@@ -165,14 +168,13 @@ def policy_gradient(
     """
     check_estimator(estimator, dist)
     action = as_sample(action, dist)
-    check_steps(action, dist, "action")
     returns = real_tensor(returns, "returns", dist.dtype)
     if returns.shape.rank != 1:
         raise ValueError(f"`returns` need shape [time]. Received shape: {tuple(returns.shape)}")
-    check_steps(returns, dist, "returns")
+    returns = of_steps(returns, dist, "returns")
     if state is not None:
-        state = real_tensor(state, "state")
-        check_steps(state, dist, "state")
+        state = of_steps(real_tensor(state, "state"), dist, "state")
+    function(objective, "objective")
     seed = make_seed(seed)
     draw = draw_of(dist.detached(), action, z, fold_in(seed, 2))
     cost = -tf.stop_gradient(returns)

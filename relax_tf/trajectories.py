@@ -1,12 +1,15 @@
 """What an agent hands to `relax_tf.policy_gradients`: actions, noise and returns, checked."""
 
+import math
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from relax_tf.distributions.base import Distribution, Draw
+from relax_tf.distributions.base import Distribution, Draw, over_event
 from relax_tf.distributions.one_hot_categorical import OneHotCategorical
 from relax_tf.estimators.base import Estimator
+from relax_tf.validation import as_long_as, true_or_nan
 
 
 def check_estimator(estimator: Estimator, dist: Distribution) -> None:
@@ -44,13 +47,18 @@ def real_tensor(value: Any, name: str, dtype: tf.DType | None = None) -> tf.Tens
     return tf.cast(tf.convert_to_tensor(value, dtype_hint=dtype), dtype)
 
 
-def check_steps(value: tf.Tensor, dist: Distribution, name: str) -> None:
-    """Raises a ValueError unless `value` has the steps of the distribution."""
+def of_steps(value: tf.Tensor, dist: Distribution, name: str) -> tf.Tensor:
+    """`value`, if it has the steps of the distribution; else a ValueError."""
     if value.shape.rank == 0 or not value.shape[:1].is_compatible_with(dist.shape[:1]):
         raise ValueError(
             f"`{name}` must have as many steps as the distribution, {dist.shape[0]}. "
             f"Received shape: {tuple(value.shape)}"
         )
+    return as_long_as(value, _theta(dist), f"{name} must have as many steps as the distribution")
+
+
+def _theta(dist: Distribution) -> tf.Tensor:
+    return tf.nest.flatten(dist.theta)[0]
 
 
 def as_sample(action: Any, dist: Distribution) -> tf.Tensor:
@@ -58,16 +66,19 @@ def as_sample(action: Any, dist: Distribution) -> tf.Tensor:
     action = real_tensor(action, "action", dist.dtype)
     if isinstance(dist, OneHotCategorical) and dist.shape.rank == 2 and action.shape.rank == 1:
         known, classes = tf.get_static_value(action), dist.shape[-1]
-        if known is not None and not ((known >= 0) & (known < classes)).all():
-            raise ValueError(f"`action` must be numbers from 0 to {classes - 1}. Received: {known}")
-        return tf.one_hot(tf.cast(action, tf.int32), classes, dtype=dist.dtype)
+        if known is not None and not np.isin(known, range(classes)).all():
+            raise ValueError(
+                f"`action` must be whole numbers from 0 to {classes - 1}. Received: {known}"
+            )
+        action = of_steps(action, dist, "action")
+        return tf.cast(action[:, tf.newaxis] == tf.range(classes, dtype=dist.dtype), dist.dtype)
     if not action.shape.is_compatible_with(dist.shape):
         raise ValueError(
             f"`action` must have the shape of a sample, {tuple(dist.shape)}, or for one "
             "categorical variable be the classes' numbers, [time]. "
             f"Received shape: {tuple(action.shape)}"
         )
-    return action
+    return of_steps(action, dist, "action")
 
 
 def draw_of(dist: Distribution, action: tf.Tensor, z: Any, seed: tf.Tensor) -> Draw:
@@ -81,19 +92,27 @@ def draw_of(dist: Distribution, action: tf.Tensor, z: Any, seed: tf.Tensor) -> D
             f"`z` must have the shape of a sample, {tuple(dist.shape)}. "
             f"Received shape: {tuple(z.shape)}"
         )
+    z = of_steps(z, dist, "z")
     b = dist.harden(z)
     expected = (
         "`z` must be the variable that `action` was read from, action = H(z)"
         if given
         else "`action` must be made of samples of the distribution, values of its support"
     )
-    known = [tf.get_static_value(value) for value in (action, b)]
-    if any(value is None for value in known):
-        tf.debugging.assert_near(action, b, atol=1e-4, message=expected)
-    elif (differ := abs(known[0] - known[1]) > 1e-4).any():
-        steps = len(differ)
-        raise ValueError(
-            f"{expected}. Received: others in {differ.reshape(steps, -1).any(-1).sum()} of {steps} "
-            "steps"
-        )
+    b = _where(abs(action - b) <= 1e-4, b, expected)
+    if dist.discrete and hasattr(dist, "log_prob"):
+        possible = over_event(dist.log_prob(b) > -math.inf, b)
+        b = _where(possible, b, "`action` must be one that the policy can take: it has logit -inf")
     return Draw(tf.stop_gradient(b), tf.stop_gradient(z))
+
+
+def _where(condition: tf.Tensor, b: tf.Tensor, expected: str) -> tf.Tensor:
+    """`b`, if the condition holds in all steps: else an error."""
+    known = tf.get_static_value(condition)
+    if known is None:
+        return true_or_nan(condition, b, expected)
+    if not known.all():
+        steps = len(known)
+        others = (~known.reshape(steps, -1).all(-1)).sum()
+        raise ValueError(f"{expected}. Received: others in {others} of {steps} steps")
+    return b

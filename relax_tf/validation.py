@@ -105,3 +105,32 @@ def refuse_sparse(value: Any, what: str) -> None:
             "tf.sparse.to_dense(x), keras.Input(sparse=False), or a keras.layers.Dense before it. "
             f"Received: a sparse tensor of shape {tuple(value.shape)}"
         )
+
+
+def as_long_as(value: tf.Tensor, like: tf.Tensor, what: str, axes: int = 1) -> tf.Tensor:
+    """`value`, whose first axes must be those of `like`, also where that shows when it runs only.
+
+    There an axis of length 1 would be broadcast in place of an error.
+
+    Raises:
+        tf.errors.InvalidArgumentError: of which `what` is the message; as in `true_or_nan`.
+    """
+    if like.shape[:axes].is_fully_defined() and value.shape[:axes].is_fully_defined():
+        return value  # and somebody has looked
+    shape, expected = tf.shape(value), tf.shape(like)
+    same = tf.reduce_all(shape[:axes] == expected[:axes])
+    checked = true_or_nan(same, value, what, shape, expected)
+    checked.set_shape(like.shape[:axes].concatenate(value.shape[axes:]))
+    return checked
+
+
+def true_or_nan(condition: tf.Tensor, value: tf.Tensor, *message: Any) -> tf.Tensor:
+    """`value` where the condition holds; where not, an error, in a graph when it runs.
+
+    XLA drops assertions: there it is NaN, if it is floating point.
+    """
+    assertion = tf.debugging.Assert(tf.reduce_all(condition), message)
+    with tf.control_dependencies([] if assertion is None else [assertion]):
+        if not value.dtype.is_floating:
+            return tf.identity(value)
+        return tf.where(condition, value, math.nan)

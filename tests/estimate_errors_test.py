@@ -283,3 +283,39 @@ def test_gradients_of_ones_own_may_have_shapes_that_are_known_later():
     np.testing.assert_array_equal(step(tf.ones([2, 3]), tf.zeros([2, 3])), np.ones([2, 3]))
     gradient = [np.ones([4, 3], "f"), tf.zeros([4, 3])]
     np.testing.assert_array_equal(returning((gradient, None), NORMAL).gradient, gradient)
+
+
+ONE_EACH = {
+    "cost": "cost must return one value per example",
+    "context": "context must have the batch of theta",
+    "draw": "draw must have the shape of theta",
+    "theta": "have the (batch|shape) of theta",
+}
+
+
+@pytest.mark.parametrize("short", ONE_EACH)
+@pytest.mark.parametrize("name", ["relax", "rloo"])
+def test_one_example_does_not_stand_for_all_where_the_batch_is_unknown(short, name):
+    """It was broadcast in place of an error."""
+    estimator = estimators.get(name)
+    estimator.build((None, 3), (None, 2))
+    leading = () if name == "relax" else (estimator.num_samples,)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, 3])] * 2 + [tf.TensorSpec([None, 2])], autograph=False
+    )
+    def gradient(theta, other, context):
+        dist = Bernoulli(theta)
+        draw = Bernoulli(other).draw(0, leading)
+        f_b = lambda b: total(b)[..., :1] if short == "cost" else total(b)  # noqa: E731
+        return estimator.estimate(dist, f_b, draw, context, seed=0).gradient
+
+    def sized(**lengths):
+        lengths = {"theta": 4, "draw": 4, "context": 4, **lengths}
+        widths = {"theta": 3, "draw": 3, "context": 2}
+        return [tf.ones([lengths[key], width]) for key, width in widths.items()]
+
+    if short != "cost":
+        assert gradient(*sized()).shape == [4, 3]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=ONE_EACH[short]):
+        gradient(*sized(**{short: 1}))

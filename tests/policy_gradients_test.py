@@ -411,18 +411,78 @@ def test_nvil_without_averages_survives_its_config():
     assert isinstance(estimator, keras.layers.Layer)
 
 
-@pytest.mark.parametrize(
-    ("dist", "action"),
-    [
-        (OneHotCategorical(tf.zeros([2, 3])), [0, 7]),
-        (Bernoulli(tf.zeros([2, 1]), support=(-1, 1)), [[1.0], [0.0]]),
-    ],
-)
-def test_actions_that_cannot_be_are_named_in_a_graph_too(dist, action):
-    @tf.function(autograph=False)
-    def in_graph(action):
-        returns = tf.ones([2])
-        return policy_gradient(estimators.Reinforce(), dist, action, None, returns).gradient
+MASKED = OneHotCategorical(tf.constant([[0.0, 1.0, -np.inf], [0.0, 0.0, 0.0]]))
+IMPOSSIBLE = [
+    (OneHotCategorical(tf.zeros([2, 3])), [0.0, 7.0], "made of samples"),
+    (OneHotCategorical(tf.zeros([2, 3])), [-1.0, 1.0], "made of samples"),
+    (OneHotCategorical(tf.zeros([2, 3])), [0.0, 1.9], "made of samples"),
+    (Bernoulli(tf.zeros([2, 1]), support=(-1, 1)), [[1.0], [0.0]], "made of samples"),
+    (MASKED, [2.0, 0.0], "one that the policy can take"),
+]
 
-    with pytest.raises(tf.errors.InvalidArgumentError, match="`action` must be made of samples"):
+
+def gradient_of(dist, estimator="reinforce"):
+    estimator, state = estimators.get(estimator), tf.ones([2, 3])
+    estimator.ensure_built(dist.shape, state.shape)
+
+    def gradient(action):
+        return policy_gradient(estimator, dist, action, state, tf.ones([2])).gradient
+
+    return gradient
+
+
+@pytest.mark.parametrize(("dist", "action", "message"), IMPOSSIBLE)
+def test_actions_that_cannot_be_are_named_in_a_graph_too(dist, action, message):
+    in_graph = tf.function(gradient_of(dist), autograph=False)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"`action` must be {message}"):
         in_graph(tf.constant(action))
+
+
+@pytest.mark.parametrize(("dist", "action", "message"), IMPOSSIBLE)
+def test_actions_that_cannot_be_leave_no_gradient_under_xla(dist, action, message):
+    """It drops assertions."""
+    gradient = tf.function(gradient_of(dist), autograph=False, jit_compile=True)
+    assert np.isnan(gradient(tf.constant(action))).any()
+    fine = tf.constant(np.ones_like(action))
+    assert np.isfinite(gradient(fine)).all()
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "relax", "nvil"])
+def test_an_action_behind_a_mask_is_refused(estimator):
+    with pytest.raises(ValueError, match=r"the policy can take.*-inf\. .*in 1 of 2 steps"):
+        gradient_of(MASKED, estimator)([2, 0])
+
+
+def test_numbers_of_classes_are_whole():
+    with pytest.raises(ValueError, match="whole numbers from 0 to 2"):
+        gradient_of(OneHotCategorical(tf.zeros([2, 3])))([0.7, 1.9])
+
+
+@pytest.mark.parametrize("short", ["action", "state", "returns", "z"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_one_step_does_not_stand_for_all_where_lengths_are_unknown(short, jit_compile):
+    estimator = estimators.Relax(control_variates.MLP([4]))
+    estimator.build((None, 2), (None, 3))
+    shapes = {"theta": [None, 2], "action": [None, 2], "state": [None, 3], "z": [None, 2]}
+    specs = [tf.TensorSpec(shape) for shape in (*shapes.values(), [None])]
+
+    @tf.function(input_signature=specs, autograph=False, jit_compile=jit_compile)
+    def gradient(theta, action, state, z, returns):
+        dist = OneHotCategorical(theta)
+        return policy_gradient(estimator, dist, action, state, returns, z=z).gradient
+
+    one_hot = tf.eye(2, batch_shape=[3])[:, 0]
+    values = {"theta": tf.zeros([3, 2]), "action": one_hot, "state": tf.ones([3, 3])}
+    values = {**values, "z": one_hot, "returns": tf.ones([3])}
+    assert np.isfinite(gradient(*values.values())).all()
+    values[short] = values[short][:1]
+    if jit_compile and short != "state":  # which XLA finds by itself
+        assert np.isnan(gradient(*values.values())).all()
+    elif jit_compile:
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            gradient(*values.values())
+    else:
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=f"{short} must have as many steps"
+        ):
+            gradient(*values.values())

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from relax_tf.distributions.base import Distribution, Draw
-from relax_tf.validation import refuse_sparse
+from relax_tf.validation import as_long_as, refuse_sparse
 
 
 def checked_context(dist: Distribution, context: Any) -> tf.Tensor:
@@ -29,7 +29,8 @@ def checked_context(dist: Distribution, context: Any) -> tf.Tensor:
             f"`context` must have shape [batch, ...] with the batch of `dist`, {dist.shape[0]}. "
             f"Received shape: {tuple(context.shape)}"
         )
-    return context
+    like = tf.nest.flatten(dist.theta)[0]
+    return as_long_as(context, like, "the context must have the batch of theta")
 
 
 def checked_draw(dist: Distribution, draw: Any, shape: tf.TensorShape) -> Draw:
@@ -47,6 +48,11 @@ def checked_draw(dist: Distribution, draw: Any, shape: tf.TensorShape) -> Draw:
                 f"`draw.{name}` must have the shape of {what}, {tuple(shape)}. "
                 f"Received shape: {tuple(part.shape)}"
             )
+    if not shape.is_fully_defined():
+        like = tf.nest.flatten(dist.theta)[0]
+        leading = tf.shape(z)[: shape.rank - like.shape.rank]
+        like = tf.broadcast_to(like, tf.concat([leading, tf.shape(like)], 0))
+        z = as_long_as(z, like, "a draw must have the shape of theta", axes=shape.rank)
     return Draw(dist.harden(z), z)
 
 

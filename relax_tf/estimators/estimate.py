@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from relax_tf.distributions.base import Distribution, sum_event
-from relax_tf.validation import function
+from relax_tf.validation import as_long_as, function
 
 Cost = Callable[[tf.Tensor], tf.Tensor]
+
+ONE_COST_PER_EXAMPLE = "the cost must return one value per example"
 
 
 class Estimate(NamedTuple):
@@ -107,7 +109,8 @@ def evaluate_cost(cost: Cost, sample: tf.Tensor, dist: Distribution) -> tf.Tenso
     """The cost of a sample `[..., batch, *event]`, checked to be `[..., batch]`."""
     leading = sample.shape.rank - dist.shape.rank
     try:
-        return check_cost(cost(sample), sample.shape[: 1 + leading], dist.dtype)
+        f_b = check_cost(cost(sample), sample.shape[: 1 + leading], dist.dtype)
+        return as_long_as(f_b, sample, ONE_COST_PER_EXAMPLE, axes=1 + leading)
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
         if not leading:
             raise

@@ -7,9 +7,10 @@ import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
 from relax_tf.distributions.noise import fold_in
-from relax_tf.estimators.estimate import check_cost
+from relax_tf.estimators.estimate import ONE_COST_PER_EXAMPLE, check_cost
 from relax_tf.keras_internals import all_layers
 from relax_tf.layers.passes import Pass
+from relax_tf.validation import as_long_as
 
 
 class Batch(NamedTuple):
@@ -158,6 +159,8 @@ def run_hard(model: Any, hard: TrainingPass, batch: Batch) -> Outcome:
     tracked = [(v, tf.convert_to_tensor(v.value)) for v in model.variables]
     with LiveScope() as scope:
         y_pred, f_b = run_with_cost(model, hard, batch)
+    for call in hard.calls:
+        f_b = as_long_as(f_b, tf.nest.flatten(call.theta)[0], ONE_COST_PER_EXAMPLE)
     known = {id(variable) for variable, _ in tracked}
     state = [*tracked, *((v, value) for v, value in scope.before if id(v) not in known)]
     state = [(variable, tf.stop_gradient(value)) for variable, value in state]
