@@ -197,6 +197,11 @@ def refuse_unknown(optimizer: keras.optimizers.Optimizer, variables: list[keras.
     optimizer._check_variables_are_known(variables)
 
 
+def average_of(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> Any:
+    """The moving average that an optimizer with `use_ema` keeps of one of its variables."""
+    return optimizer._model_variables_moving_average[optimizer._get_variable_index(variable)]
+
+
 class SwappedAverages:
     """For `keras.callbacks.SwapEMAWeights`, which finds an optimizer's averages by this name."""
 
@@ -206,7 +211,4 @@ class SwappedAverages:
 
     @property
     def _model_variables_moving_average(self) -> list[keras.Variable]:
-        return [
-            optimizer._model_variables_moving_average[optimizer._get_variable_index(variable)]
-            for optimizer, variable in self._optimizers_of_averages()
-        ]
+        return [average_of(*pair) for pair in self._optimizers_of_averages()]

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from relax_tf.control_variates import is_control_variate
 from relax_tf.control_variates.rates import control_variate_copy
-from relax_tf.keras_internals import SwappedAverages, refuse_unknown, variables_of
+from relax_tf.keras_internals import SwappedAverages, average_of, refuse_unknown, variables_of
 from relax_tf.validation import positive_integer, positive_number
 
 
@@ -203,9 +203,18 @@ class RelaxOptimizer(SwappedAverages, keras.optimizers.MultiOptimizer):
         super().iterations.assign_add(1)
 
     def finalize_variable_values(self, var_list: list) -> None:
-        """As in any Keras optimizer; after a `fit` without a step there is nothing to do."""
-        if self.built:
-            super().finalize_variable_values(var_list)
+        """As in any Keras optimizer; after a `fit` without a step there is nothing to do.
+
+        Keras takes the averages in the order of `build`, as if no variable were frozen since.
+        """
+        known = {id(variable) for variable in variables_of(self)} if self.built else set()
+        for side in (self.optimizer, self.control_variate_optimizer):
+            own = [v for v in var_list if id(v) in known and self._side_of(v) is side]
+            if not side.use_ema:
+                side.finalize_variable_values(own)
+                continue
+            for variable in own:
+                variable.assign(average_of(side, variable))
 
     @staticmethod
     def _apply_side(optimizer: keras.optimizers.Optimizer, pairs: list) -> None:

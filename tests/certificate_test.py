@@ -302,3 +302,21 @@ def test_networks_train_if_they_are_good_or_one_insists(kind):
             model.fit(X, Y, batch_size=12, verbose=0)
         model.certify = False
     model.fit(X, Y, batch_size=12, verbose=0)
+
+
+@pytest.mark.parametrize("batch_size", [8, 5])
+def test_a_model_that_is_another_one_in_the_next_fit_is_certified_again(batch_size):
+    """A frozen batch normalisation couples no examples; one that is not frozen any more does."""
+    inputs = keras.Input([3])
+    b = relax_tf.StochasticBinaryLayer(4, "rloo", name="b")(inputs)
+    normalization = keras.layers.BatchNormalization(center=False, scale=False, trainable=False)
+    model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(normalization(b)))
+    model.compile("sgd", loss="mse")
+    x, y = np.random.RandomState(0).normal(size=[2, 16, 3]).astype("f")
+    y = y[:, :2]
+    model.fit(x, y, batch_size=8, verbose=0)
+    normalization.trainable = True
+    with pytest.raises(ValueError, match="couples the examples"):
+        model.fit(x, y, batch_size=batch_size, verbose=0)
+    normalization.trainable = False
+    model.fit(x, y, batch_size=8, verbose=0)

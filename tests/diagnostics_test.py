@@ -293,3 +293,11 @@ def test_diagnostics_take_the_arrays_that_fit_takes():
     assert diagnostics.gradient_variance(model, x, y, num_draws=3).layers["b"] > 0
     result = diagnostics.compare(build, ["rebar"], x, y, num_draws=3, adapt_steps=2)
     assert result.variances["rebar"]["b"] > 0
+
+
+def test_a_cost_of_the_wrong_axis_is_told_so_and_no_estimator_is_blamed():
+    """Where events are as long as the batch no shape tells."""
+    dist = Bernoulli(tf.zeros([3, 3]))
+    for name in ("reinforce", "rloo"):
+        with pytest.raises(ValueError, match=r"counted from the end \(axis=-1\)"):
+            diagnostics.check_unbiased(name, dist, lambda b: tf.reduce_sum(b, 1) ** 2)

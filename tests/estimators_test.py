@@ -8,6 +8,7 @@ import tensorflow_probability as tfp
 
 from relax_tf import estimators
 from relax_tf.distributions import Bernoulli
+from tests.further import further
 from tests.problems import (
     CategoricalTableCost,
     NormalCost,
@@ -378,3 +379,21 @@ def test_user_network_with_leading_noise_free_output_shapes():
 def test_autograph_can_read_what_subclasses_override(name):
     """It warns in every user's log otherwise, for one where the body is a docstring alone."""
     tf.autograph.to_graph(getattr(estimators.Estimator, name))
+
+
+@pytest.mark.parametrize("name", ["reinforce", "relax", *further("rebar", "rloo", "flip")])
+def test_surrogates_keep_their_gradient_in_vectorized_map(name):
+    """It drops every `tf.custom_gradient`, and the gradient was 0."""
+    estimator = estimators.get(name)
+    theta = tf.random.stateless_uniform([5, 3], [1, 2], 0.5, 1.5)
+
+    def estimate(one):
+        cost = lambda b: tf.reduce_sum((b - 0.4) ** 2, -1)  # noqa: E731
+        return estimator.estimate(Bernoulli(one[tf.newaxis]), cost, seed=tf.constant([1, 2]))
+
+    estimate(theta[0])
+    with tf.GradientTape() as tape:
+        tape.watch(theta)
+        surrogates = tf.vectorized_map(lambda one: estimate(one).surrogate, theta)
+    gradients = tf.concat([estimate(one).gradient for one in theta], 0)
+    np.testing.assert_allclose(tape.gradient(surrogates, theta), gradients, rtol=1e-4)

@@ -11,11 +11,11 @@ from relax_tf.distributions import Bernoulli
 from tests.misuse import DIST, NORMAL, assert_says, categorical, estimate, layer, normal, total
 
 
-def later_prior():
+def later(setting, value):
     b = layer(estimator="reinforce", name="b")
     b(tf.zeros([2, 3]))
-    b.prior = None
-    b.prior = "uniform"
+    setattr(b, setting, getattr(b, setting))
+    setattr(b, setting, value)
 
 
 def fit(*layers, loss="mse", **compile_arguments):
@@ -136,7 +136,9 @@ WRONG = [
     (lambda: layer()(tf.zeros([2, 3]), output="mode"), ValueError, "`output`.*'sample'.*'mode'"),
     (lambda: layer()(keras.Input([3]), output="mode"), ValueError, "`output`.*'sample'.*'mode'"),
     (lambda: setattr(layer(), "prior", "flat"), ValueError, "`prior`.*uniform.*'flat'"),
-    (lambda: later_prior(), ValueError, "layer 'b' is built.*`prior`.*new layer.*'uniform'"),
+    (lambda: later("prior", "uniform"), ValueError, "layer 'b' is built.*`prior`.*new.*'uniform'"),
+    (lambda: later("kl", "sampled"), ValueError, "layer 'b' is built.*`kl`.*new layer.*'sampled'"),
+    (lambda: later("support", (-1, 1)), ValueError, r"layer 'b' is built.*`support`.*\(-1, 1\)"),
     (lambda: layer(estimator=3), TypeError, "an estimator is named by.*3"),
     (lambda: layer(estimator="reinforce")(tf.zeros([3])), ValueError, r"min_ndim=2.*\(3,\)"),
     (lambda: layer()(keras.Input([])), ValueError, r"min_ndim=2.*\(None,\)"),

@@ -385,3 +385,39 @@ def test_what_an_estimator_makes_learns_by_the_control_variates_optimizer():
     model.train_on_batch(*data)
     (baseline,) = model.get_layer("b").estimator.trainable_variables
     assert float(baseline) != 1
+
+
+@pytest.mark.parametrize("batch_size", [4, 5])
+def test_a_variable_that_was_frozen_since_has_its_own_average_in_the_end(batch_size):
+    """Keras takes averages in the order of `build`: one layer had those of another."""
+    optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5)
+    inputs = keras.Input([3])
+    below, top = keras.layers.Dense(3), keras.layers.Dense(3)
+    layer = relax_tf.StochasticBinaryLayer(3, "straight_through")
+    model = relax_tf.RelaxModel(inputs, top(layer(below(inputs))))
+    model.compile(optimizer, loss="mse")
+    x = np.random.RandomState(0).rand(16, 3).astype("f")
+    model.fit(x, x, batch_size=4, verbose=0)
+    below.trainable = False
+    before = [part.kernel.numpy() for part in (below, layer, top)]
+    model.fit(x, x, batch_size=batch_size, verbose=0)
+    np.testing.assert_array_equal(below.kernel, before[0])
+    for number, part in enumerate((below, layer, top)):
+        distances = [np.abs(part.kernel.numpy() - kernel).max() for kernel in before]
+        assert np.argmin(distances) == number
+
+
+@pytest.mark.parametrize("batch_size", [4, 3])
+def test_a_layer_that_is_unfrozen_takes_another_compile_and_fit_says_so_at_once(batch_size):
+    """Where batches had the same size as before, it ended in a KeyError."""
+    model, (x, y) = small_model("rloo", optimizer="sgd")
+    model.layers[-1].trainable = False
+    model.compile("sgd", loss="mse")
+    model.fit(x, y, batch_size=4, verbose=0)
+    model.layers[-1].trainable = True
+    steps = int(model.optimizer.iterations)
+    with pytest.raises(ValueError, match="Unknown variable"):
+        model.fit(x, y, batch_size=batch_size, verbose=0)
+    assert int(model.optimizer.iterations) == steps
+    model.compile("sgd", loss="mse")
+    model.fit(x, y, batch_size=batch_size, verbose=0)

@@ -29,7 +29,8 @@ def exact_gradient(dist: Distribution, cost: Cost) -> tf.Tensor:
     Raises:
         TypeError: if `dist` is not a distribution or `cost` is not callable.
         ValueError: if the distribution has too many samples or none that can be listed; if the
-            `score`, the `log_prob` and the `enumerate` of one of your own do not agree.
+            `score`, the `log_prob` and the `enumerate` of one of your own do not agree; if the cost
+            of a sample depends on how many there are.
 
     Example:
 
@@ -43,10 +44,32 @@ def exact_gradient(dist: Distribution, cost: Cost) -> tf.Tensor:
         states[:, tf.newaxis], tf.concat([tf.shape(states)[:1], tf.shape(dist.theta)], 0)
     )
     f_b = evaluate_cost(cost, b, dist)
+    if tf.executing_eagerly():
+        some = len(states) // 2
+        _check_axes(cost, b[some], f_b[some])
     if is_foreign(dist) and tf.executing_eagerly():
         check_enumeration(dist, b)
     weight = tf.exp(dist.log_prob(b)) * f_b
     return tf.reduce_sum(over_event(weight, b) * dist.score(b), 0)
+
+
+def _check_axes(cost: Cost, one: tf.Tensor, f_b: tf.Tensor) -> None:
+    """Raises a ValueError if a sample `[batch, *event]` by itself has another cost `[batch]`.
+
+    Where events are as long as batches, no shape tells that a cost reduces the wrong axes. One that
+    takes several samples only is fine.
+    """
+    try:
+        alone = tf.cast(tf.convert_to_tensor(cost(one)), f_b.dtype)
+    except Exception:
+        return
+    if alone.shape == f_b.shape and not np.allclose(alone, f_b, rtol=1e-3, equal_nan=True):
+        raise ValueError(
+            "the cost of a sample `[batch, *event]` is another one among several, `[samples, "
+            "batch, *event]`: it must reduce the axes of the event, counted from the end "
+            f"(axis=-1), and keep those in front. Received: {f_b.numpy().tolist()} in place of "
+            f"{alone.numpy().tolist()}"
+        )
 
 
 class Certificate(NamedTuple):

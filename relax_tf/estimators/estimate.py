@@ -57,16 +57,12 @@ def attach_gradient(
     What comes after an estimate (the chain rule to the weights, eq. 17) is TensorFlow's, what
     comes before it is ours, and this is the door between them: nothing else passes.
     """
-    gradients = [tf.stop_gradient(gradient) for gradient in gradients]
-
-    @tf.custom_gradient
-    def attached(*inputs):
-        del inputs
-        return tf.stop_gradient(value), lambda upstream: [
-            tf.cast(upstream, g.dtype) * g for g in gradients
-        ]
-
-    return attached(*inputs)
+    value = tf.stop_gradient(value)
+    # No `tf.custom_gradient`: `tf.vectorized_map` loses those, and with them the gradient.
+    for x, gradient in zip(inputs, gradients, strict=True):
+        zero = tf.reduce_sum(tf.stop_gradient(gradient) * (x - tf.stop_gradient(x)))
+        value += tf.cast(zero, value.dtype)
+    return value
 
 
 def path_to_theta(dist: Distribution, gradient: Any, f_b: tf.Tensor) -> tf.Tensor:

@@ -45,6 +45,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
     """
 
     family: type[Distribution]
+    _settings: tuple[str, ...] = ("prior", "kl")  # that stay as they were when it was built
     only_predicts = False  # a copy that `for_inference` made
 
     def __init__(
@@ -88,18 +89,14 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         if name == "estimator":
             value = self._new_estimator(value)
         elif name == "prior":
-            value = self._new_prior(value)
-        super().__setattr__(name, value)
-
-    def _new_prior(self, prior: str | None) -> str | None:
-        prior = one_of(prior, [None, self.fixed_prior, "learned"], "prior")
-        if self.built and prior != self.prior:
+            value = one_of(value, [None, self.fixed_prior, "learned"], "prior")
+        if name in self._settings and self.built and value != getattr(self, name):
             raise ValueError(
-                f"layer {self.name!r} is built, with the variables of its prior: `prior` cannot be "
-                "changed any more. Make a new layer (`layer.get_config()` has its settings). "
-                f"Received: prior={prior!r}"
+                f"layer {self.name!r} is built, so that variables and steps are made for its "
+                f"{name}: `{name}` cannot be changed any more. Make a new layer "
+                f"(`layer.get_config()` has its settings). Received: {name}={value!r}"
             )
-        return prior
+        super().__setattr__(name, value)
 
     def _new_estimator(self, identifier: Any) -> estimators.Estimator:
         """The estimator to assign, in place of the one so far."""

@@ -68,6 +68,7 @@ class StochasticBinaryLayer(StochasticLayer):
     """
 
     family = Bernoulli
+    _settings = (*StochasticLayer._settings, "support")
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from relax_tf.estimators.estimate import batch_mean
+from relax_tf.keras_internals import all_layers
 from relax_tf.layers.passes import EvaluationPass
 from relax_tf.step.averages import mean_over_samples
 from relax_tf.step.estimation import summed
@@ -80,10 +81,16 @@ class EvaluationSteps:
         emitted = (layer.inference for layer in self._stochastic_layers(teachers=True))
         return self._has_changed(function, [self.evaluation_samples, self.jit_compile, *emitted])
 
-    def _teachers_have_changed(self) -> bool:
-        """Whether teachers emit something else than when Keras made the train function."""
-        layers = self._stochastic_layers(teachers=True)
-        return self._has_changed("train", [x.inference for x in layers if x.only_predicts])
+    def _training_has_changed(self) -> bool:
+        """Whether Keras made the train function of another model.
+
+        Layers were frozen or unfrozen since, or teachers emit something else.
+        """
+        teachers = [
+            layer for layer in self._stochastic_layers(teachers=True) if layer.only_predicts
+        ]
+        emitted = [layer.inference for layer in teachers]
+        return self._has_changed("train", [*emitted, *(x.trainable for x in all_layers(self))])
 
     def _has_changed(self, function: str, now: list[Any]) -> bool:
         before = self._traced_for.get(function, now)

@@ -187,7 +187,7 @@ class RelaxTrainer(EvaluationSteps, Logs):
 
     def make_train_function(self, force=False):
         check_strategy(self)  # for `train_on_batch`
-        if self._teachers_have_changed() or self.train_function is None or force:
+        if self._training_has_changed() or self.train_function is None or force:
             self.train_function = shown_batches(self, super().make_train_function)
         return self.train_function
 
