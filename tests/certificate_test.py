@@ -162,7 +162,7 @@ def test_no_batch_is_lost_and_no_trace_left(kind, mode):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("mode", [*MODES[:-1], *further(MODES[-1])], ids=str)
 def test_every_mode_refuses(mode):
     model = model_of("relax", keras.layers.BatchNormalization(), **mode)
     with pytest.raises(ValueError, match=COUPLED):

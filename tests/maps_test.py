@@ -159,8 +159,8 @@ def maps():
     [
         lambda: relax_tf.StochasticBinaryLayer(3, "relaxed_disarm", name="b"),
         lambda: relax_tf.StochasticCategoricalLayer(2, 3, "relaxed_rebar", name="b"),
-        lambda: relax_tf.StochasticNormalLayer(3, "lax", name="b"),
         *further(
+            lambda: relax_tf.StochasticNormalLayer(3, "lax", name="b"),
             # The certificate measures networks that are given.
             lambda: relax_tf.StochasticBinaryLayer(
                 3, relax_tf.estimators.Relax(control_variate=MLP()), name="b"

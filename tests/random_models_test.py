@@ -215,8 +215,8 @@ def is_unbiased_or_refused(spec):
 
 
 @hypothesis.given(specs())
-@hypothesis.settings(max_examples=15, phases=[hypothesis.Phase.generate])
-def test_fifteen_random_models(spec):
+@hypothesis.settings(max_examples=8, phases=[hypothesis.Phase.generate])
+def test_eight_random_models(spec):
     is_unbiased_or_refused(spec)
 
 
