@@ -90,6 +90,8 @@ class Distribution:
     `score`, `with_theta` and, for `exact_gradient`, `log_prob` and `enumerate`; a layer asks for
     `mean` and `mode` besides, and with a prior for `kl_divergence`. `concrete`, `rebar`, `relax`
     and what is made of them relax it: `relax`, `reparameterization_vjp`, and what is said above.
+    `disarm`, `arms` and `midpoint` are about the library's own families. `check_unbiased` and a
+    model's certificate hold the `score` against `log_prob`, if that has a derivative.
     """
 
     discrete: bool
