@@ -1,15 +1,20 @@
 """What an agent hands to `relax_tf.policy_gradients`: actions, noise and returns, checked."""
 
-import math
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from relax_tf.distributions.base import Distribution, Draw, over_event
+from relax_tf.distributions.bernoulli import Bernoulli
 from relax_tf.distributions.one_hot_categorical import OneHotCategorical
 from relax_tf.estimators.base import Estimator
 from relax_tf.validation import as_long_as, true_or_nan
+
+_IMPOSSIBLE = (
+    "`action` must be one that the policy can take: it has logit -inf (leave padding out, "
+    "`tf.boolean_mask`)"
+)
 
 
 def check_estimator(estimator: Estimator, dist: Distribution) -> None:
@@ -99,10 +104,12 @@ def draw_of(dist: Distribution, action: tf.Tensor, z: Any, seed: tf.Tensor) -> D
         if given
         else "`action` must be made of samples of the distribution, values of its support"
     )
-    b = _where(abs(action - b) <= 1e-4, b, expected)
-    if dist.discrete and hasattr(dist, "log_prob"):
-        possible = over_event(dist.log_prob(b) > -math.inf, b)
-        b = _where(possible, b, "`action` must be one that the policy can take: it has logit -inf")
+    if given or dist.discrete:
+        b = _where(abs(action - b) <= 1e-4, b, expected)
+    if isinstance(dist, (Bernoulli, OneHotCategorical)):
+        log_prob = dist.log_prob(b)
+        possible = over_event(~(tf.math.is_inf(log_prob) & (log_prob < 0)), b)
+        b = _where(possible, b, _IMPOSSIBLE)
     return Draw(tf.stop_gradient(b), tf.stop_gradient(z))
 
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import relax_tf
 from relax_tf import diagnostics, estimators
-from relax_tf.distributions import Bernoulli, Distribution, Draw, noise
+from relax_tf.distributions import Bernoulli, Distribution, Draw, OneHotCategorical, noise
 from tests.small_models import data
 
 
@@ -60,6 +60,12 @@ class Chain(Own):
 
     def score(self, b):
         return b - tf.sigmoid(self._logits(b))
+
+    def mean(self):
+        first = tf.sigmoid(self.theta[:, :1])
+        second = self.theta[:, 1:]
+        second = first * tf.sigmoid(second + 2) + (1 - first) * tf.sigmoid(second - 2)
+        return tf.concat([first, second], -1)
 
     def log_prob(self, b):
         each = tf.nn.sigmoid_cross_entropy_with_logits(labels=b, logits=self._logits(b))
@@ -123,7 +129,7 @@ def test_estimators_are_unbiased_or_refuse(family, name):
             ValueError, match=f"'{name}' is.*Bernoulli and OneHot.*{family.__name__}"
         ):
             diagnostics.check_unbiased(name, dist, cost)
-    elif family is Own or name != "muprop":
+    else:
         assert diagnostics.check_unbiased(name, dist, cost, num_draws=10_000).unbiased
 
 
@@ -141,12 +147,14 @@ def test_antithetic_pairs_are_of_binary_variables(name):
         ("concrete", "relax"),
         ("straight_through", "reparameterization_vjp"),
         ("rebar", "conditional_vjp"),
-        ("relax", "conditional_draw"),
+        ("relax", "relax"),
+        (estimators.Relax(coupled=False), "conditional_draw"),
     ],
 )
 def test_what_an_estimator_needs_besides_is_named(name, method):
-    with pytest.raises(ValueError, match=f"'{name}'.*{method}.*Received: Own"):
-        estimators.get(name).estimate(Own(tf.constant(THETA)), cost)
+    estimator = estimators.get(name)
+    with pytest.raises(ValueError, match=f"'{estimator.id}'.*{method}.*Received: Own"):
+        estimator.estimate(Own(tf.constant(THETA)), cost)
 
 
 @pytest.mark.parametrize("family", [Own, Chain])
@@ -215,3 +223,106 @@ def test_models_with_wrong_ones_are_refused(family, message):
 def test_a_layer_refuses_an_estimator_that_is_not_for_its_family():
     with pytest.raises(ValueError, match="'arms' is defined for Bernoulli and OneHotCategorical"):
         model_of(Own, "arms")
+
+
+class ScoreAlone(Own):
+    """What `reinforce` and `rloo` ask for, and nothing else."""
+
+    log_prob = None
+
+    def with_theta(self, theta):
+        raise NotImplementedError
+
+
+class InNumPy(Own):
+    def log_prob(self, b):
+        return tf.numpy_function(lambda b: b.sum(-1), [b], tf.float32)
+
+
+class NotYet(Own):
+    def log_prob(self, b):
+        raise NotImplementedError
+
+
+class Softly(Own):
+    """Its sample has rounding of a straight-through one."""
+
+    def from_noise(self, eps):
+        soft = tf.sigmoid(self.theta + eps)
+        return Draw(self.harden(self.theta + eps) + soft - 1.0000001 * soft, self.theta + eps)
+
+
+@pytest.mark.parametrize("family", [ScoreAlone, InNumPy, NotYet, Softly])
+def test_models_train_whose_score_cannot_be_told(family):
+    logs = model_of(family, "reinforce").fit(*data(), verbose=0).history
+    assert np.isfinite(logs["loss"]).all()
+
+
+class OurBits(Bernoulli):
+    def score(self, b):
+        return super().score(b)
+
+
+class OurClasses(OneHotCategorical):
+    def score(self, b):
+        return super().score(b)
+
+
+@pytest.mark.parametrize(
+    "dist",
+    [
+        OurBits([[0.3, np.inf]]),
+        OurBits([[0.3, -1e9]], support=(-1, 1)),
+        OurClasses([[0.3, -np.inf, 1.0]]),
+        OurClasses([[0.0, -np.inf]]),
+    ],
+)
+def test_what_cannot_be_has_no_score_to_be_wrong(dist):
+    cost = lambda b: tf.reduce_sum((b - 0.3) ** 2, -1)  # noqa: E731
+    parent = type(dist).__mro__[1]
+    theirs = diagnostics.exact_gradient(parent(dist.theta), cost)
+    theirs = dist.zero_where_fixed(theirs)
+    if isinstance(dist, OurClasses) or dist.support == (0, 1):
+        np.testing.assert_allclose(diagnostics.exact_gradient(dist, cost), theirs, atol=1e-6)
+    assert diagnostics.check_unbiased("rloo", dist, cost, num_draws=2000).unbiased
+
+
+def test_a_layer_asks_about_the_distribution_that_it_makes():
+    """Whatever its `family` says."""
+
+    class Layer(relax_tf.StochasticBinaryLayer):
+        def distribution(self, inputs):
+            return Own(self.theta(inputs))
+
+    inputs = keras.Input([3])
+    model = relax_tf.RelaxModel(inputs, Layer(2, "arm")(inputs))
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=r"'arm' is defined for Bernoulli variables only\. .*Own"):
+        model.fit(*data(), verbose=0)
+
+
+class OtherMean(Own):
+    def mean(self):
+        return tf.sigmoid(2 * self.theta)
+
+
+def test_a_wrong_mean_is_told():
+    with pytest.raises(ValueError, match="`mean` of OtherMean must be the mean of its samples"):
+        diagnostics.check_unbiased("muprop", OtherMean(tf.constant(THETA)), cost)
+
+
+class Unbounded(Own):
+    """Its theta may be infinite; there is no gradient then."""
+
+    def score(self, b):
+        return tf.where(tf.math.is_finite(self.theta), b - tf.sigmoid(self.theta), 0)
+
+
+@pytest.mark.parametrize("theta", [[0.3, np.inf], [-np.inf, 0.5]])
+def test_an_infinite_theta_leaves_the_surrogate_its_value(theta):
+    theta = tf.Variable([theta])
+    with tf.GradientTape() as tape:
+        estimate = estimators.get("reinforce").estimate(Unbounded(tf.identity(theta)), cost, seed=0)
+    assert float(estimate.surrogate) == float(tf.reduce_mean(estimate.cost))
+    gradient = tape.gradient(estimate.surrogate, theta)
+    np.testing.assert_array_equal(gradient, estimate.gradient)

@@ -449,7 +449,7 @@ def test_actions_that_cannot_be_leave_no_gradient_under_xla(dist, action, messag
 
 @pytest.mark.parametrize("estimator", ["reinforce", "relax", "nvil"])
 def test_an_action_behind_a_mask_is_refused(estimator):
-    with pytest.raises(ValueError, match=r"the policy can take.*-inf\. .*in 1 of 2 steps"):
+    with pytest.raises(ValueError, match=r"the policy can take.*-inf .*\. .*in 1 of 2 steps"):
         gradient_of(MASKED, estimator)([2, 0])
 
 
@@ -486,3 +486,25 @@ def test_one_step_does_not_stand_for_all_where_lengths_are_unknown(short, jit_co
             tf.errors.InvalidArgumentError, match=f"{short} must have as many steps"
         ):
             gradient(*values.values())
+
+
+def test_tensorflow_s_search_for_nan_finds_none_of_ours():
+    tf.debugging.enable_check_numerics()
+    try:
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 2])], autograph=False)
+        def gradient(theta):
+            action, returns = tf.zeros([tf.shape(theta)[0]]), tf.ones([tf.shape(theta)[0]])
+            dist = OneHotCategorical(theta)
+            return policy_gradient(estimators.Reinforce(), dist, action, None, returns).gradient
+
+        assert np.isfinite(gradient(tf.constant([[0.0, 1.0], [0.0, -np.inf]]))).all()
+    finally:
+        tf.debugging.disable_check_numerics()
+
+
+def test_an_undefined_policy_has_an_undefined_gradient_in_its_step_alone():
+    dist = OneHotCategorical(tf.constant([[np.nan, 0.0], [0.0, 1.0]]))
+    state = tf.ones([2, 3])
+    result = policy_gradient(estimators.Reinforce(), dist, [0, 1], state, tf.ones([2]), z=None)
+    assert np.isfinite(result.gradient[1]).all()

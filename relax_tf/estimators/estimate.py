@@ -52,24 +52,33 @@ def second_moment(gradient: Any) -> tf.Tensor:
 def attach_gradient(
     value: tf.Tensor, inputs: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor]
 ) -> tf.Tensor:
-    """A scalar equal to `value` whose gradient with respect to `inputs` is `gradients`.
+    """A scalar equal to `value` whose gradient with respect to `inputs` is `gradients`."""
+    gradients = [tf.stop_gradient(gradient) for gradient in gradients]
 
-    What comes after an estimate (the chain rule to the weights, eq. 17) is TensorFlow's, what
-    comes before it is ours, and this is the door between them: nothing else passes.
-    """
-    value = tf.stop_gradient(value)
-    # No `tf.custom_gradient`: `tf.vectorized_map` loses those, and with them the gradient.
-    for x, gradient in zip(inputs, gradients, strict=True):
-        zero = tf.reduce_sum(tf.stop_gradient(gradient) * (x - tf.stop_gradient(x)))
-        value += tf.cast(zero, value.dtype)
-    return value
+    @tf.custom_gradient
+    def attached(*inputs):
+        del inputs
+        return tf.stop_gradient(value), lambda upstream: [
+            tf.cast(upstream, g.dtype) * g for g in gradients
+        ]
+
+    return attached(*inputs)
 
 
 def path_to_theta(dist: Distribution, gradient: Any, f_b: tf.Tensor) -> tf.Tensor:
-    """A scalar 0 whose gradient with respect to theta is the batch mean's share of `gradient`."""
+    """A scalar 0 whose gradient with respect to theta is the batch mean's share of `gradient`.
+
+    What comes after an estimate (the chain rule to the weights, eq. 17) is TensorFlow's, what
+    comes before it is ours, and this is the door between them: nothing else passes. It is made of
+    plain operations, since `tf.vectorized_map` loses every `tf.custom_gradient`.
+    """
     examples = tf.cast(tf.maximum(tf.size(f_b), 1), f_b.dtype)
-    shares = [leaf / examples for leaf in tf.nest.flatten(gradient)]
-    return attach_gradient(tf.zeros([], f_b.dtype), tf.nest.flatten(dist.theta), shares)
+    zero = tf.zeros([], f_b.dtype)
+    for theta, leaf in zip(*map(tf.nest.flatten, (dist.theta, gradient)), strict=True):
+        known = tf.stop_gradient(theta)
+        share = tf.stop_gradient(leaf / examples)
+        zero += tf.reduce_sum(share * tf.where(tf.math.is_finite(known), theta - known, 0))
+    return zero
 
 
 def package(

@@ -10,6 +10,12 @@ _EXAMPLES = {
 }
 
 
+def asked_by_equation_10(coupled: bool) -> tuple[str, ...]:
+    """The methods of a distribution in equation 10, whose second draw may be an independent one."""
+    methods = ("relax", "reparameterization_vjp", "conditional_vjp")
+    return methods if coupled else (*methods, "conditional_draw")
+
+
 def check_family(estimator: Any, family: type[Distribution]) -> None:
     """Raises a ValueError unless the estimator is defined for this class of distributions."""
     received = f"Received: {family.__name__}"
@@ -26,9 +32,11 @@ def check_family(estimator: Any, family: type[Distribution]) -> None:
             f"estimator {estimator.id!r} is defined for {names} variables only. {received}. "
             "Use estimator='rloo', which compares independent samples."
         )
+    if hasattr(family, "__getattr__"):
+        return  # who knows
     missing = [name for name in estimator.asks_for if not hasattr(family, name)]
     if missing:
         raise ValueError(
-            f"estimator {estimator.id!r} asks a distribution for {', '.join(missing)}, beyond what "
-            f"`rloo` and `reinforce` ask for. {received}, which has no such method."
+            f"estimator {estimator.id!r} asks more of a distribution than `rloo` and `reinforce`: "
+            f"{', '.join(estimator.asks_for)}. {received}, without {', '.join(missing)}."
         )

@@ -11,6 +11,7 @@ from relax_tf.distributions.base import Distribution
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.black_box import PythonDetector
 from relax_tf.estimators.estimate import Cost
+from relax_tf.estimators.families import asked_by_equation_10
 from relax_tf.estimators.networks import network_config, network_or_mlp, with_networks
 from relax_tf.estimators.relax import discrete_gradient
 from relax_tf.estimators.terms import Term, network_output, relaxed_cost
@@ -43,7 +44,6 @@ class Rebar(Estimator):
     """
 
     defined_for = ("discrete",)
-    asks_for = ("relax", "reparameterization_vjp", "conditional_vjp", "conditional_draw")
     replay = "relaxed"
     relies_on_derivative = True
 
@@ -55,6 +55,10 @@ class Rebar(Estimator):
         self._initial_temperature = positive_number(temperature, "temperature")
         self._initial_scale = real_number(scale, "scale")
         self._hides_python = PythonDetector()
+
+    @property
+    def asks_for(self) -> tuple[str, ...]:
+        return asked_by_equation_10(self.coupled)
 
     @property
     def evaluations(self) -> int:

@@ -22,6 +22,7 @@ from relax_tf.distributions.base import Distribution, Draw
 from relax_tf.estimators.base import Estimator
 from relax_tf.estimators.baseline import Baseline
 from relax_tf.estimators.estimate import Cost, batch_mean
+from relax_tf.estimators.families import asked_by_equation_10
 from relax_tf.estimators.networks import network_config, network_or_mlp, with_networks
 from relax_tf.estimators.score_function import score_function_gradient
 from relax_tf.estimators.terms import Term, network_output, value_and_derivative
@@ -212,7 +213,6 @@ class Relax(BlackBoxEstimator):
     """
 
     defined_for = ("discrete",)
-    asks_for = ("relax", "reparameterization_vjp", "conditional_vjp", "conditional_draw")
 
     def __init__(
         self,
@@ -224,6 +224,10 @@ class Relax(BlackBoxEstimator):
     ):
         super().__init__(control_variate, baseline, decay, **kwargs)
         self.coupled = boolean(coupled, "coupled")
+
+    @property
+    def asks_for(self) -> tuple[str, ...]:
+        return asked_by_equation_10(self.coupled)
 
     def see(self, dist, z):
         return dist.relax(z, _INPUT_TEMPERATURE) - dist.mean()

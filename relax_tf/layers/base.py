@@ -219,6 +219,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
             return tf.cast(self.distribution(inputs).mean(), self.compute_dtype)
         self._refuse_mask_of_kl(inputs, mask, context)
         dist = self.distribution(inputs)
+        self.estimator.check_defined_for(type(dist))  # whatever `family` says
         if context is None:
             context = self._default_context(inputs, dist)
         else:

@@ -102,7 +102,10 @@ class StochasticBinaryLayer(StochasticLayer):
             **kwargs,
         )
         self.units = units
-        self.support = check_support(support)
+        self.support = support
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, check_support(value) if name == "support" else value)
 
     def build_prior(self, units):
         self.prior_logits = self.add_prior_weight("prior_logits", units)

@@ -86,11 +86,14 @@ class EvaluationSteps:
 
         Layers were frozen or unfrozen since, or teachers emit something else.
         """
-        teachers = [
-            layer for layer in self._stochastic_layers(teachers=True) if layer.only_predicts
-        ]
-        emitted = [layer.inference for layer in teachers]
-        return self._has_changed("train", [*emitted, *(x.trainable for x in all_layers(self))])
+        now = {
+            id(layer): (layer.trainable, getattr(layer, "only_predicts", False) and layer.inference)
+            for layer in all_layers(self)
+        }
+        before = self._traced_for.get("train", {})
+        self._traced_for["train"] = now
+        # A layer may make others when it is built.
+        return any(before.get(layer, state) != state for layer, state in now.items())
 
     def _has_changed(self, function: str, now: list[Any]) -> bool:
         before = self._traced_for.get(function, now)
@@ -98,7 +101,7 @@ class EvaluationSteps:
         return now != before
 
     @functools.cached_property
-    def _traced_for(self) -> dict[str, list[Any]]:
+    def _traced_for(self) -> dict[str, Any]:
         return {}
 
     def test_step(self, data):
