@@ -101,13 +101,13 @@ class Run(NamedTuple):
 
 
 def read_runs(folder: pathlib.Path) -> list[Run]:
-    """The VAE runs below a folder, by name: with a row after step 0, and not `unfinished`."""
+    """The VAE runs below a folder that have at least one row after step 0, sorted by name."""
     runs = []
     for file in sorted(folder.rglob("config.json")):
         config = json.loads(file.read_text())
         rows = read_metrics(file.parent / "metrics.csv") if "architecture" in config else []
-        place = file.parent.relative_to(folder)
-        if rows and rows[-1]["step"] > 0 and "unfinished" not in place.parts:
+        if rows and rows[-1]["step"] > 0:
+            place = file.parent.relative_to(folder)
             runs.append(
                 Run(
                     name=str(place),

@@ -11,7 +11,7 @@ reads `examples/results/**/{metrics.csv, config.json, results.json, provenance.j
 
 `--results=DIR` does the same for another folder, without a README, also for the workdirs of runs
 that are going on. Runs below a folder named `sweeps` are short ones by which settings were chosen;
-they have a table of their own. Runs below `unfinished` are there to go on with, and in no table.
+they have a table of their own.
 """
 
 import importlib
