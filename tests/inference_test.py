@@ -383,3 +383,26 @@ def test_the_gradient_through_samples_for_inference_is_refused_in_a_step(frozen)
         else:
             with pytest.raises(ValueError, match="'other' was drawn for inference inside a train"):
                 model.fit(*data(), verbose=0)
+
+
+@pytest.mark.parametrize("setting", ["kl", "support"])
+def test_another_setting_shows_in_the_next_fit(setting):
+    def fitted(later):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input([3])
+        b = BINARY(4, "rloo", prior="learned", name="b", seed=1)
+        model = relax_tf.RelaxModel(inputs, keras.layers.Dense(2)(b(inputs)))
+        model.compile("sgd", loss="mse")
+        losses = []
+        for settings in ({}, later):
+            for name, value in settings.items():
+                setattr(b, name, value)
+            b.seed_generator.state.assign([3, 4])
+            losses.append(model.fit(*data(), verbose=0).history["loss"][0])
+            losses.append(model.evaluate(*data(), verbose=0))
+        return losses
+
+    other = {"kl": "sampled"} if setting == "kl" else {"support": (-1, 1)}
+    changed, unchanged = fitted(other), fitted({})
+    assert changed[:2] == unchanged[:2]
+    assert (np.abs(np.subtract(changed[2:], unchanged[2:])) > 1e-4).all()

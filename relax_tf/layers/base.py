@@ -45,7 +45,6 @@ class StochasticLayer(PriorLayer, ThetaLayer):
     """
 
     family: type[Distribution]
-    _settings: tuple[str, ...] = ("prior", "kl")  # that stay as they were when it was built
     only_predicts = False  # a copy that `for_inference` made
 
     def __init__(
@@ -70,7 +69,7 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         self.supports_masking = True
         self.estimator = estimator
         self.prior = prior
-        self.kl = one_of(kl, ["analytic", "sampled"], "kl")
+        self.kl = kl
         self.inference = inference
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -89,14 +88,15 @@ class StochasticLayer(PriorLayer, ThetaLayer):
         if name == "estimator":
             value = self._new_estimator(value)
         elif name == "prior":
-            value = one_of(value, [None, self.fixed_prior, "learned"], "prior")
-        if name in self._settings and self.built and value != getattr(self, name):
-            raise ValueError(
-                f"layer {self.name!r} is built, so that variables and steps are made for its "
-                f"{name}: `{name}` cannot be changed any more. Make a new layer "
-                f"(`layer.get_config()` has its settings). Received: {name}={value!r}"
-            )
+            value = self._new_prior(value)
+        elif name == "kl":
+            value = one_of(value, ["analytic", "sampled"], "kl")
         super().__setattr__(name, value)
+
+    @property
+    def _assigned(self) -> tuple:
+        """What a step is traced with and may be assigned at any time."""
+        return self.kl, self.only_predicts and self.inference
 
     def _new_estimator(self, identifier: Any) -> estimators.Estimator:
         """The estimator to assign, in place of the one so far."""

@@ -68,7 +68,6 @@ class StochasticBinaryLayer(StochasticLayer):
     """
 
     family = Bernoulli
-    _settings = (*StochasticLayer._settings, "support")
 
     def __init__(
         self,
@@ -106,6 +105,10 @@ class StochasticBinaryLayer(StochasticLayer):
 
     def __setattr__(self, name, value):
         super().__setattr__(name, check_support(value) if name == "support" else value)
+
+    @property
+    def _assigned(self):
+        return *super()._assigned, self.support
 
     def build_prior(self, units):
         self.prior_logits = self.add_prior_weight("prior_logits", units)

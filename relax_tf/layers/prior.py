@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from relax_tf.distributions import Distribution
-from relax_tf.validation import positive_integers
+from relax_tf.validation import one_of, positive_integers
 
 
 class PriorLayer(keras.layers.Layer):
@@ -22,6 +22,16 @@ class PriorLayer(keras.layers.Layer):
     prior: str | None
     kl: str
     fixed_prior = "uniform"
+
+    def _new_prior(self, prior: str | None) -> str | None:
+        prior = one_of(prior, [None, self.fixed_prior, "learned"], "prior")
+        if self.built and prior != self.prior:
+            raise ValueError(
+                f"layer {self.name!r} is built, with the variables of its prior: `prior` cannot be "
+                "changed any more. Make a new layer (`layer.get_config()` has its settings). "
+                f"Received: prior={prior!r}"
+            )
+        return prior
 
     def prior_distribution(self, event_rank: int) -> Distribution:
         """The prior, with axes of size 1 for the batch and for leading axes of the event.

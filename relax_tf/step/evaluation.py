@@ -78,16 +78,18 @@ class EvaluationSteps:
 
         Or XLA turned out not to compile the model.
         """
-        emitted = (layer.inference for layer in self._stochastic_layers(teachers=True))
+        layers = self._stochastic_layers(teachers=True)
+        emitted = ((layer.inference, layer._assigned) for layer in layers)
         return self._has_changed(function, [self.evaluation_samples, self.jit_compile, *emitted])
 
     def _training_has_changed(self) -> bool:
         """Whether Keras made the train function of another model.
 
-        Layers were frozen or unfrozen since, or teachers emit something else.
+        Layers were frozen or unfrozen since, stochastic ones have another `kl` or `support`, or
+        teachers emit something else.
         """
         now = {
-            id(layer): (layer.trainable, getattr(layer, "only_predicts", False) and layer.inference)
+            id(layer): (layer.trainable, getattr(layer, "_assigned", None))
             for layer in all_layers(self)
         }
         before = self._traced_for.get("train", {})
