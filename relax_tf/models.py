@@ -86,8 +86,8 @@ class RelaxModel(RelaxTrainer, keras.Model):
 
         Args:
             inference: what all stochastic layers emit: `"mode"`, the most probable values;
-                `"mean"`; or `"sample"`, which SavedModels can and TFLite and ONNX cannot. A
-                teacher's, such copies themselves, go on as they are.
+                `"mean"`; or `"sample"`, which SavedModels can and TFLite and ONNX cannot. Layers
+                of a teacher, which are such copies themselves, go on as they are.
 
         Raises:
             ValueError: for another `inference`, or if the model has no weights yet.

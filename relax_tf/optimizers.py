@@ -214,7 +214,8 @@ class RelaxOptimizer(SwappedAverages, keras.optimizers.MultiOptimizer):
                 side.finalize_variable_values(own)
                 continue
             for variable in own:
-                variable.assign(average_of(side, variable))
+                if (average := average_of(side, variable)) is not None:
+                    variable.assign(average)
 
     @staticmethod
     def _apply_side(optimizer: keras.optimizers.Optimizer, pairs: list) -> None:
