@@ -320,3 +320,24 @@ def test_a_model_that_is_another_one_in_the_next_fit_is_certified_again(batch_si
         model.fit(x, y, batch_size=batch_size, verbose=0)
     normalization.trainable = False
     model.fit(x, y, batch_size=8, verbose=0)
+
+
+class BuiltLate(relax_tf.RelaxModel):
+    """Its layers, and the network of its estimator, are made in the first step."""
+
+    def __init__(self):
+        super().__init__()
+        self.b = relax_tf.StochasticBinaryLayer(4, "relax", name="b")
+        self.top = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.top(self.b(x))
+
+
+def test_a_model_that_is_built_late_is_the_same_in_the_next_fit():
+    model = BuiltLate()
+    model.compile("sgd", loss="mse")
+    model.fit(X, Y, verbose=0)
+    traced = model.train_function
+    model.fit(X, Y, verbose=0)
+    assert model.train_function is traced

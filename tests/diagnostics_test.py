@@ -301,3 +301,12 @@ def test_a_cost_of_the_wrong_axis_is_told_so_and_no_estimator_is_blamed():
     for name in ("reinforce", "rloo"):
         with pytest.raises(ValueError, match=r"counted from the end \(axis=-1\)"):
             diagnostics.check_unbiased(name, dist, lambda b: tf.reduce_sum(b, 1) ** 2)
+
+
+def test_costs_that_round_or_are_random_have_no_wrong_axis():
+    dist = Bernoulli(tf.zeros([3, 3]))
+    weights = tf.constant([1e4, -1e4 + 0.1, 1e-3])
+    exact = diagnostics.exact_gradient(dist, lambda b: tf.linalg.matvec(b, weights) - 1e-3)
+    assert np.isfinite(exact).all()
+    noisy = lambda b: tf.reduce_sum(b, -1) + tf.random.normal(tf.shape(b)[:-1])  # noqa: E731
+    assert np.isfinite(diagnostics.exact_gradient(dist, noisy)).all()

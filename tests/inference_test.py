@@ -249,35 +249,39 @@ def test_a_teacher_in_a_graph_stays_one_in_files_and_clones(tmp_path):
         assert logs["b_second_moment"][0] > 0 and "teacher_second_moment" not in logs
 
 
-def test_what_a_teacher_is_told_to_emit_later_takes_effect_in_evaluate():
+def with_a_teacher():
+    """A model whose output is its teacher's, and its teacher; the sample has no weight."""
     inputs = keras.Input([3])
     teacher = in_a_graph(relax_tf.RelaxModel, "rloo", "teacher").for_inference("mode")
-    b = BINARY(4, "rloo", inference="mean", name="b")(inputs)
+    teacher.trainable = False
+    b = BINARY(4, "rloo", name="b")(inputs)
     model = relax_tf.RelaxModel(inputs, keras.layers.Add()([teacher(inputs), 0.0 * b[:, :2]]))
     model.compile("sgd", loss="mse")
-    x, _ = data()
+    return model, teacher
+
+
+def emits(teacher, inference, x):
+    """Tells a teacher what to emit, and returns its output then."""
     layer, top = teacher.get_layer("teacher"), teacher.get_layer("outputs")
+    layer.inference = inference
+    return top(getattr(layer.distribution(tf.constant(x)), inference)())
+
+
+def test_what_a_teacher_is_told_to_emit_later_takes_effect_in_evaluate():
+    model, teacher = with_a_teacher()
+    x, _ = data()
     for inference in ("mode", "mean", "mode"):
-        layer.inference = inference
-        expected = top(getattr(layer.distribution(tf.constant(x)), inference)())
+        expected = emits(teacher, inference, x)
         np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
         assert model.evaluate(x, expected, verbose=0) == pytest.approx(0, abs=1e-10)
 
 
 def test_what_a_teacher_is_told_to_emit_later_takes_effect_in_fit():
     """The cost that is logged is that of what it emits now."""
-    teacher = in_a_graph(relax_tf.RelaxModel, "rloo", "teacher").for_inference("mode")
-    teacher.trainable = False
-    inputs = keras.Input([3])
-    b = BINARY(4, "rloo", name="b")(inputs)
-    model = relax_tf.RelaxModel(inputs, keras.layers.Add()([teacher(inputs), 0.0 * b[:, :2]]))
-    model.compile("sgd", loss="mse")
+    model, teacher = with_a_teacher()
     x, y = data()
-    layer, top = teacher.get_layer("teacher"), teacher.get_layer("outputs")
     for inference in ("mode", "mean", "mode"):
-        layer.inference = inference
-        emitted = top(getattr(layer.distribution(tf.constant(x)), inference)())
-        expected = float(tf.reduce_mean((emitted - y) ** 2))
+        expected = float(tf.reduce_mean((emits(teacher, inference, x) - y) ** 2))
         assert model.fit(x, y, verbose=0).history["loss"] == pytest.approx([expected], rel=1e-4)
         assert model.train_on_batch(x, y) == pytest.approx(expected, rel=1e-4)
     traced = model.train_function
@@ -296,10 +300,7 @@ class Around(relax_tf.RelaxModel):
 
 @pytest.mark.parametrize("graph", [True, False])
 def test_a_teacher_emits_the_same_in_a_copy_for_inference(graph):
-    teacher = in_a_graph(relax_tf.RelaxModel, "rloo", "teacher").for_inference("mode")
-    inputs = keras.Input([3])
-    b = BINARY(4, "rloo", name="b")(inputs)
-    model = relax_tf.RelaxModel(inputs, keras.layers.Add()([teacher(inputs), 0.0 * b[:, :2]]))
+    model, teacher = with_a_teacher()
     x, _ = data()
     expected = teacher.predict(x, verbose=0)
     if not graph:

@@ -157,6 +157,35 @@ def test_what_an_estimator_needs_besides_is_named(name, method):
         estimator.estimate(Own(tf.constant(THETA)), cost)
 
 
+class Relaxed(Own):
+    """What equation 10 asks for in its coupled form, and nothing else."""
+
+    def relax(self, z, temperature):
+        return tf.sigmoid(z / temperature)
+
+    def reparameterization_vjp(self, z, w):
+        return w
+
+    def conditional_vjp(self, b, z, w):
+        return Bernoulli(self.theta).conditional_vjp(b, z, w)
+
+
+class Wrapped(Own):
+    """It has by delegation what it has not itself."""
+
+    def __getattr__(self, name):
+        if name.startswith("_"):  # what `copy` asks for
+            raise AttributeError(name)
+        return getattr(Relaxed(self.theta), name)
+
+
+@pytest.mark.parametrize("family", [Relaxed, Wrapped])
+@pytest.mark.parametrize("name", ["rebar", "relax"])
+def test_no_more_is_asked_for_than_is_needed(family, name):
+    dist = family(tf.constant(THETA))
+    assert diagnostics.check_unbiased(name, dist, cost, num_draws=10_000).unbiased
+
+
 @pytest.mark.parametrize("family", [Own, Chain])
 def test_the_exact_gradient_is_the_derivative_of_the_expectation(family):
     theta = tf.constant(THETA)

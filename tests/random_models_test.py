@@ -1,7 +1,7 @@
 """Random small models of every kind against enumeration: whatever is not refused is unbiased.
 
 A model is a list of operations on a growing list of tensors, put together in one of four styles of
-writing Keras models. The suite tries 15, always the same; `pytest -m slow` tries 200.
+writing Keras models. The suite tries 8, always the same; `pytest -m slow` tries 200.
 """
 
 import hypothesis
