@@ -59,11 +59,8 @@ def of_steps(value: tf.Tensor, dist: Distribution, name: str) -> tf.Tensor:
             f"`{name}` must have as many steps as the distribution, {dist.shape[0]}. "
             f"Received shape: {tuple(value.shape)}"
         )
-    return as_long_as(value, _theta(dist), f"{name} must have as many steps as the distribution")
-
-
-def _theta(dist: Distribution) -> tf.Tensor:
-    return tf.nest.flatten(dist.theta)[0]
+    what = f"{name} must have as many steps as the distribution"
+    return as_long_as(value, dist.first_theta, what)
 
 
 def as_sample(action: Any, dist: Distribution) -> tf.Tensor:
@@ -105,15 +102,15 @@ def draw_of(dist: Distribution, action: tf.Tensor, z: Any, seed: tf.Tensor) -> D
         else "`action` must be made of samples of the distribution, values of its support"
     )
     if given or dist.discrete:
-        b = _where(abs(action - b) <= 1e-4, b, expected)
+        b = _in_all_steps(abs(action - b) <= 1e-4, b, expected)
     if isinstance(dist, (Bernoulli, OneHotCategorical)):
         log_prob = dist.log_prob(b)
         possible = over_event(~(tf.math.is_inf(log_prob) & (log_prob < 0)), b)
-        b = _where(possible, b, _IMPOSSIBLE)
+        b = _in_all_steps(possible, b, _IMPOSSIBLE)
     return Draw(tf.stop_gradient(b), tf.stop_gradient(z))
 
 
-def _where(condition: tf.Tensor, b: tf.Tensor, expected: str) -> tf.Tensor:
+def _in_all_steps(condition: tf.Tensor, b: tf.Tensor, expected: str) -> tf.Tensor:
     """`b`, if the condition holds in all steps: else an error."""
     known = tf.get_static_value(condition)
     if known is None:

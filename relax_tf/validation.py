@@ -133,5 +133,12 @@ def true_or_nan(condition: tf.Tensor, value: tf.Tensor, *message: Any) -> tf.Ten
     with tf.control_dependencies([] if assertion is None else [assertion]):
         if not value.dtype.is_floating:
             return tf.identity(value)
-        # A logarithm, since `tf.debugging.enable_check_numerics` sees constants too.
-        return value + tf.math.log(tf.where(condition, tf.ones([], value.dtype), -1))
+        return nan_unless(condition, value)
+
+
+def nan_unless(condition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """`value`, and NaN where the condition does not hold.
+
+    No constant, which `tf.debugging.enable_check_numerics` would find.
+    """
+    return value * tf.sqrt(2 * tf.cast(condition, value.dtype) - 1)

@@ -29,8 +29,8 @@ def exact_gradient(dist: Distribution, cost: Cost) -> tf.Tensor:
     Raises:
         TypeError: if `dist` is not a distribution or `cost` is not callable.
         ValueError: if the distribution has too many samples or none that can be listed; if the
-            `score`, the `log_prob` and the `enumerate` of one of your own do not agree; if the cost
-            of a sample depends on how many there are.
+            `score`, the `log_prob`, the `mean` and the `enumerate` of one of your own do not agree;
+            if the cost of a sample depends on how many there are.
 
     Example:
 
@@ -47,8 +47,8 @@ def exact_gradient(dist: Distribution, cost: Cost) -> tf.Tensor:
     if tf.executing_eagerly():
         some = len(states) // 2
         _check_axes(cost, b[some], f_b[some], 1e-3 * np.abs(f_b).max(initial=0))
-    if is_foreign(dist) and tf.executing_eagerly():
-        check_enumeration(dist, b)
+        if is_foreign(dist):
+            check_enumeration(dist, b)
     weight = tf.exp(dist.log_prob(b)) * f_b
     return tf.reduce_sum(over_event(weight, b) * dist.score(b), 0)
 

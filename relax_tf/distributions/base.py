@@ -107,13 +107,18 @@ class Distribution:
         self.theta = theta
 
     @property
+    def first_theta(self) -> tf.Tensor:
+        """`theta`, or of a structure its first tensor: of the shape and dtype of a sample."""
+        return tf.nest.flatten(self.theta)[0]
+
+    @property
     def dtype(self) -> tf.DType:
-        return tf.nest.flatten(self.theta)[0].dtype
+        return self.first_theta.dtype
 
     @property
     def shape(self) -> tf.TensorShape:
         """Static shape of one sample, `[batch, *event]`."""
-        return tf.nest.flatten(self.theta)[0].shape
+        return self.first_theta.shape
 
     def with_theta(self, theta: Any) -> "Distribution":
         """The same family with other parameters."""
@@ -212,8 +217,7 @@ class Distribution:
         shape = tf.TensorShape(sample_shape).concatenate(self.shape)
         if shape.is_fully_defined():
             return shape
-        leaf = tf.nest.flatten(self.theta)[0]
-        return tf.concat([tf.constant(sample_shape, tf.int32), tf.shape(leaf)], 0)
+        return tf.concat([tf.constant(sample_shape, tf.int32), tf.shape(self.first_theta)], 0)
 
     def _seed(self, seed: Any) -> tf.Tensor:
         return noise.make_seed(seed)

@@ -69,24 +69,26 @@ def _at(dist: Distribution, theta: Any) -> Distribution:
 
 def check_scores(name: str, found: Scores) -> None:
     """Raises a ValueError unless the score is the derivative of `log_prob`, in NumPy."""
-    for score, derivative in zip(*map(tf.nest.flatten, found), strict=True):
-        score, derivative = np.asarray(score), np.asarray(derivative)
-        comparable = np.isfinite(derivative)
-        if score.shape == derivative.shape and not comparable.any():
-            continue
-        if score.shape == derivative.shape:
-            score, derivative = score[comparable], derivative[comparable]
-            size = np.maximum(np.abs(derivative).max(), 1e-3)
-            if (np.abs(score - derivative) <= _TOLERANCE * size).all():
-                continue
-            worst = np.argmax(np.nan_to_num(np.abs(score - derivative), nan=np.inf))
-            what = f"{score[worst]:.4g} in place of {derivative[worst]:.4g}"
-        else:
-            what = f"shape {score.shape} in place of {derivative.shape}"
-        raise ValueError(
-            f"`score` of {name} is not the derivative of its `log_prob` with respect to theta: "
-            f"{what}. Estimates from it may be biased."
-        )
+    for pair in zip(*map(tf.nest.flatten, found), strict=True):
+        difference = _difference(*map(np.asarray, pair))
+        if difference is not None:
+            raise ValueError(
+                f"`score` of {name} is not the derivative of its `log_prob` with respect to theta: "
+                f"{difference}. Estimates from it may be biased."
+            )
+
+
+def _difference(score: np.ndarray, derivative: np.ndarray) -> str | None:
+    """The largest difference in words, or None if rounding explains it."""
+    if score.shape != derivative.shape:
+        return f"shape {score.shape} in place of {derivative.shape}"
+    comparable = np.isfinite(derivative)
+    score, derivative = score[comparable], derivative[comparable]
+    error = np.abs(score - derivative)
+    if (error <= _TOLERANCE * np.abs(derivative).max(initial=1e-3)).all():
+        return None
+    worst = np.argmax(np.nan_to_num(error, nan=np.inf))
+    return f"{score[worst]:.4g} in place of {derivative[worst]:.4g}"
 
 
 def check_enumeration(dist: Distribution, b: tf.Tensor) -> None:

@@ -29,8 +29,7 @@ def checked_context(dist: Distribution, context: Any) -> tf.Tensor:
             f"`context` must have shape [batch, ...] with the batch of `dist`, {dist.shape[0]}. "
             f"Received shape: {tuple(context.shape)}"
         )
-    like = tf.nest.flatten(dist.theta)[0]
-    return as_long_as(context, like, "the context must have the batch of theta")
+    return as_long_as(context, dist.first_theta, "the context must have the batch of theta")
 
 
 def checked_draw(dist: Distribution, draw: Any, shape: tf.TensorShape) -> Draw:
@@ -49,8 +48,8 @@ def checked_draw(dist: Distribution, draw: Any, shape: tf.TensorShape) -> Draw:
                 f"Received shape: {tuple(part.shape)}"
             )
     if not shape.is_fully_defined():
-        like = tf.nest.flatten(dist.theta)[0]
-        leading = tf.shape(z)[: shape.rank - like.shape.rank]
+        leading = tf.shape(z)[: shape.rank - dist.shape.rank]
+        like = dist.first_theta
         like = tf.broadcast_to(like, tf.concat([leading, tf.shape(like)], 0))
         z = as_long_as(z, like, "a draw must have the shape of theta", axes=shape.rank)
     return Draw(dist.harden(z), z)

@@ -78,9 +78,10 @@ class EvaluationSteps:
 
         Or XLA turned out not to compile the model.
         """
-        layers = self._stochastic_layers(teachers=True)
-        emitted = ((layer.inference, layer._assigned) for layer in layers)
-        return self._has_changed(function, [self.evaluation_samples, self.jit_compile, *emitted])
+        now: dict[Any, Any] = {"samples": self.evaluation_samples, "XLA": self.jit_compile}
+        for layer in self._stochastic_layers(teachers=True):
+            now[id(layer)] = layer.inference, layer._assigned
+        return self._has_changed(function, now)
 
     def _training_has_changed(self) -> bool:
         """Whether Keras made the train function of another model.
@@ -88,22 +89,22 @@ class EvaluationSteps:
         Layers were frozen or unfrozen since, stochastic ones have another `kl` or `support`, or
         teachers emit something else.
         """
-        now = {
-            id(layer): (layer.trainable, getattr(layer, "_assigned", None))
-            for layer in all_layers(self)
-        }
-        before = self._traced_for.get("train", {})
-        self._traced_for["train"] = now
-        # A layer may make others when it is built.
-        return any(before.get(layer, state) != state for layer, state in now.items())
+        return self._has_changed(
+            "train",
+            {
+                id(layer): (layer.trainable, getattr(layer, "_assigned", None))
+                for layer in all_layers(self)
+            },
+        )
 
-    def _has_changed(self, function: str, now: list[Any]) -> bool:
-        before = self._traced_for.get(function, now)
+    def _has_changed(self, function: str, now: dict[Any, Any]) -> bool:
+        """Whether anything differs that was there before; a layer may make others when built."""
+        before = self._traced_for.get(function, {})
         self._traced_for[function] = now
-        return now != before
+        return any(before.get(key, value) != value for key, value in now.items())
 
     @functools.cached_property
-    def _traced_for(self) -> dict[str, Any]:
+    def _traced_for(self) -> dict[str, dict[Any, Any]]:
         return {}
 
     def test_step(self, data):

@@ -25,11 +25,6 @@ def zero_unless(finite: tf.Tensor, gradient: Any) -> Any:
     return None if gradient is None else selected(gradient)
 
 
-def nan_unless(finite: tf.Tensor, loss: tf.Tensor) -> tf.Tensor:
-    """The loss, of such a step NaN; no constant, which `enable_check_numerics` would find."""
-    return loss * tf.sqrt(2 * tf.cast(finite, loss.dtype) - 1)
-
-
 def warn_if_not_finite(model_name: str, layers: list[StochasticLayer]) -> None:
     """Names the layers whose estimates were not finite since their metrics were last reset."""
     moments = {

@@ -160,7 +160,7 @@ def run_hard(model: Any, hard: TrainingPass, batch: Batch) -> Outcome:
     with LiveScope() as scope:
         y_pred, f_b = run_with_cost(model, hard, batch)
     for call in hard.calls:
-        f_b = as_long_as(f_b, tf.nest.flatten(call.theta)[0], ONE_COST_PER_EXAMPLE)
+        f_b = as_long_as(f_b, call.dist.first_theta, ONE_COST_PER_EXAMPLE)
     known = {id(variable) for variable, _ in tracked}
     state = [*tracked, *((v, value) for v, value in scope.before if id(v) not in known)]
     state = [(variable, tf.stop_gradient(value)) for variable, value in state]

@@ -19,7 +19,7 @@ from relax_tf.step.certificate import certify
 from relax_tf.step.cost import default_cost
 from relax_tf.step.estimation import ModelEstimate, estimate_batch
 from relax_tf.step.evaluation import EvaluationSteps
-from relax_tf.step.finite import nan_unless, zero_unless
+from relax_tf.step.finite import zero_unless
 from relax_tf.step.first_batch import make_variables_of_step, shown_batches
 from relax_tf.step.foreign_seeds import load_seeds, save_seeds
 from relax_tf.step.hard_pass import Batch, as_batch
@@ -27,7 +27,7 @@ from relax_tf.step.logs import Logs, batch_size, global_norm
 from relax_tf.step.no_data import no_data
 from relax_tf.step.sharing import refuse_shared_layers
 from relax_tf.step.strategies import check_strategy
-from relax_tf.validation import boolean
+from relax_tf.validation import boolean, nan_unless
 
 
 class RelaxTrainer(EvaluationSteps, Logs):
